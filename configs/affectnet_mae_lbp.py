@@ -1,0 +1,20 @@
+"""AffectNet with a masked auto-encoder beside it that rebuilds local binary patterns (L-SSAT).
+
+    python -m hmtl_jax.main --config=configs/affectnet_mae_lbp.py --workdir=runs/affectnet_mae_lbp
+
+Paper: arXiv 2409.19582 (its λ and mask ratio are not published in what we could read: SSAT's,
+arXiv 2310.20704, stand here). Everything else as affectnet_supervised.py. L-SSAT reports an average
+accuracy of .88 under a protocol of its own, not comparable with the eight-class one.
+"""
+
+from configs import affectnet_supervised
+from hmtl_jax import recipe
+
+
+def get_config():
+    """The recipe; it takes no argument."""
+    config = affectnet_supervised.get_config()
+    config.pretexts.mae = recipe.pretext_task("mae", targets=("lbp",), mask_ratio=0.75)
+    config.weighting.name = "ssat"
+    config.weighting.lam = 0.1
+    return config

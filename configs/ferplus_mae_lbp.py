@@ -1,0 +1,20 @@
+"""FER+ with a masked auto-encoder beside it that rebuilds local binary patterns.
+
+Paper: L-SSAT, arXiv 2409.19582.
+
+    python -m hmtl_jax.main --config=configs/ferplus_mae_lbp.py:cpu --workdir=runs/ferplus_mae_lbp
+
+Data, encoder and schedule are those of ferplus_supervised.py; λ and the mask ratio are SSAT's.
+"""
+
+from configs import ferplus_supervised
+from hmtl_jax import recipe
+
+
+def get_config(arg: str = ""):
+    """arg: `` (one GPU) or `cpu`."""
+    config = ferplus_supervised.get_config(arg)
+    config.pretexts.mae = recipe.pretext_task("mae", targets=("lbp",), mask_ratio=0.75)
+    config.weighting.name = "ssat"
+    config.weighting.lam = 0.1
+    return config

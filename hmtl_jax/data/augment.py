@@ -1,0 +1,279 @@
+"""Augmentation on the device: uint8 images in, float views in [0, 1] out, inside the jitted step.
+
+Every example draws from its own key, split from the step's key by its place in the global batch.
+So the values depend on that key and place, not on how the batch is sharded.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from hmtl_jax.data import mixing
+from hmtl_jax.data.colour import color_jitter
+from hmtl_jax.data.mixing import mix_target
+from hmtl_jax.data.randaugment import MAX_MAGNITUDE, randaugment
+from hmtl_jax.errors import UserError
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Augment",
+    "augment",
+    "denormalise",
+    "mix",
+    "mix_target",
+    "normalise",
+    "to_float",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Full float32 products: TF32 or bf16 passes would move 8-bit values by up to half a grey level.
+EXACT = jax.lax.Precision.HIGHEST
+# How often a box is drawn until one fits into the image, in torchvision and timm.
+BOX_TRIES = 10
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_RATIO = (0.3, 1 / 0.3)
+
+# Name -> (what must hold, how to say it).
+LIMITS = {
+    "image_size": (lambda side: side >= 1, "a side in pixels, 1 or more"),
+    "crop_scale": (
+        lambda pair: 0 < pair[0] <= pair[1] <= 1,
+        "two fractions of the area, low to high",
+    ),
+    "crop_ratio": (lambda pair: 0 < pair[0] <= pair[1], "two numbers over 0, low to high"),
+    "flip": (lambda p: 0 <= p <= 1, "a probability from 0 to 1"),
+    "color_jitter": (
+        lambda s: len(s) == 4 and min(s) >= 0 and s[3] <= 0.5,
+        "brightness, contrast, saturation of 0 or more, and hue from 0 to 0.5",
+    ),
+    "randaugment": (
+        lambda pair: isinstance(pair[0], int) and pair[0] >= 0 and 0 <= pair[1] <= MAX_MAGNITUDE,
+        "(a whole number of operations, a magnitude from 0 to 10)",
+    ),
+    "erasing": (lambda p: 0 <= p <= 1, "a probability from 0 to 1"),
+    "mixup": (lambda alpha: alpha >= 0, "an alpha of 0 (off) or more"),
+    "cutmix": (lambda alpha: alpha >= 0, "an alpha of 0 (off) or more"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What augment() and mix() do; every default is "off": `Augment(image_size=S)` is to_float().
+
+    image_size: side S of the square output.
+    crop_scale: range of the crop's area as a fraction of the image's; (1, 1) is off.
+    crop_ratio: range of the crop's width / height, log-uniform; unread while the crop is off.
+    flip: probability of a horizontal flip.
+    color_jitter: strengths of brightness, contrast, saturation (0 or more) and hue (0 to 0.5).
+    randaugment: (n, m): n operations of magnitude m, 0 to 10; timm's `rand-m9-inc1` is (2, 9).
+    randaugment_geometric: False leaves out rotation, shear and shift, for labels that they falsify.
+    erasing: probability that a rectangle is replaced by noise.
+    mixup, cutmix: alpha of the Beta(alpha, alpha) that draws the share; 0 is off.
+    Hashable, so it can be a static argument of jit. Raises UserError for a value out of its range.
+    """
+
+    image_size: int
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    randaugment: tuple[int, float] = (0, 0.0)
+    randaugment_geometric: bool = True
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # a recipe that went through JSON
+                object.__setattr__(self, field.name, tuple(value))
+        for name, (holds, wanted) in LIMITS.items():
+            value = getattr(self, name)
+            try:
+                good = holds(value)
+            except (TypeError, ValueError):  # a number where a pair belongs, or the reverse
+                good = False
+            if not good:
+                raise UserError(f"augment.{name} is {value!r}; give {wanted}.")
+
+
+def augment(rng: jax.Array, images_bhwc: jax.Array, cfg: Augment) -> tuple[jax.Array, jax.Array]:
+    """Draws one view of each image: crop and flip, RandAugment, colour jitter, erasing, so ordered.
+
+    rng: one key. images_bhwc: uint8 [B, H, W, 3], RGB, of any H and W.
+    Returns (float32 [B, S, S, 3] in [0, 1], bool [B]: which examples were flipped). Tasks read the
+    second to mend labels that a mirror changes.
+    """
+    batch, height, width, _ = images_bhwc.shape
+    # One stream per part, whether it is on or not: switching one on leaves the others' draws alone.
+    keys = jax.vmap(lambda key: jax.random.split(key, 5))(jax.random.split(rng, batch))
+    flip_keys, crop_keys, rand_keys, jitter_keys, erase_keys = (keys[:, part] for part in range(5))
+    flipped = jax.vmap(lambda key: jax.random.uniform(key) < cfg.flip)(flip_keys)
+    if cfg.crop_scale != (1.0, 1.0):
+        draw = functools.partial(
+            crop_box, size=(height, width), scale=cfg.crop_scale, ratio=cfg.crop_ratio
+        )
+        images = resample(images_bhwc, jax.vmap(draw)(crop_keys), flipped, cfg.image_size)
+    else:
+        images = to_float(images_bhwc, cfg.image_size)
+        if cfg.flip:
+            images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    if cfg.randaugment[0]:
+        layers, magnitude = cfg.randaugment
+        settings = (layers, magnitude, cfg.randaugment_geometric, IMAGENET_MEAN)
+        images = jax.vmap(lambda key, image: randaugment(key, image, *settings))(rand_keys, images)
+    if any(cfg.color_jitter):
+        jitter = functools.partial(color_jitter, strengths=cfg.color_jitter)
+        images = jax.vmap(jitter)(jitter_keys, images)
+    if cfg.erasing:
+        erasing = functools.partial(erase, probability=cfg.erasing)
+        images = jax.vmap(erasing)(erase_keys, images)
+    return images, flipped
+
+
+def mix(
+    rng: jax.Array, images_bhwc: jax.Array, cfg: Augment
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mixup and CutMix as `cfg` says: mixing.mix(), with its returns (images, partner, share)."""
+    return mixing.mix(rng, images_bhwc, cfg.mixup, cfg.cutmix)
+
+
+def to_float(images_bhwc: jax.Array, size: int) -> jax.Array:
+    """The evaluation transform: uint8 [B, H, W, 3] to float32 [B, size, size, 3] in [0, 1].
+
+    Another size is reached by antialiased bilinear resampling (Pillow's BILINEAR); an oblong image
+    is squeezed to the square, not cut.
+    """
+    height, width = images_bhwc.shape[1:3]
+    if (height, width) == (size, size):
+        return _unit(images_bhwc)
+    whole = jnp.array([[0.0, 0.0, height, width]], jnp.float32)
+    return resample(images_bhwc, whole, jnp.zeros(1, bool), size)
+
+
+def normalise(images_bhwc: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> jax.Array:
+    """Returns (images - mean) / std, per channel; the last step before the encoder."""
+    mean, std = (_per_channel(values, images_bhwc) for values in (mean, std))
+    return (images_bhwc - mean) / std
+
+
+def denormalise(images_bhwc: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> jax.Array:
+    """Undoes normalise(), for pictures; values are not clipped."""
+    mean, std = (_per_channel(values, images_bhwc) for values in (mean, std))
+    return images_bhwc * std + mean
+
+
+def crop_box(
+    rng: jax.Array, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> jax.Array:
+    """Draws one box as torchvision's RandomResizedCrop does.
+
+    size: the image's height and width. Returns float32 [top, left, height, width] in pixels: area
+    uniform in `scale`, width / height log-uniform in `ratio`; the first of ten boxes that fits,
+    else the largest central box whose ratio is allowed. Ours: edges are real numbers, not whole
+    pixels, so that small images have as many crops as large ones.
+    """
+    sides_key, place_key = jax.random.split(rng)
+    sides, fits = _draw_sides(sides_key, size, scale, ratio)
+    height, width = size
+    image = jnp.array([height, width], jnp.float32)
+    central = jnp.minimum(image, jnp.array([width / ratio[0], height * ratio[1]], jnp.float32))
+    sides = jnp.where(fits, sides, central)
+    place = jnp.where(fits, jax.random.uniform(place_key, (2,)), 0.5)
+    return jnp.concatenate([place * (image - sides), sides])
+
+
+def _draw_sides(rng, size, area, ratio) -> tuple[jax.Array, jax.Array]:
+    """The first of ten drawn [height, width] that fits in `size`, and whether any did."""
+    area_key, ratio_key = jax.random.split(rng)
+    areas_t = jax.random.uniform(area_key, (BOX_TRIES,), minval=area[0], maxval=area[1])
+    areas_t = areas_t * (size[0] * size[1])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios_t = jnp.exp(jax.random.uniform(ratio_key, (BOX_TRIES,), minval=low, maxval=high))
+    sides_t2 = jnp.sqrt(jnp.stack([areas_t / ratios_t, areas_t * ratios_t], axis=1))
+    fits_t = jnp.all(sides_t2 <= jnp.array([size], jnp.float32), axis=1)
+    return sides_t2[jnp.argmax(fits_t)], jnp.any(fits_t)
+
+
+def resample(
+    images_bhwc: jax.Array, boxes_b4: jax.Array, flipped_b: jax.Array, size: int
+) -> jax.Array:
+    """Resamples a box of each image to [size, size] and mirrors it where told.
+
+    uint8 [B, H, W, 3] in, float32 in [0, 1] out. boxes_b4 holds [top, left, height, width] in
+    pixels; boxes and flags may have a batch of one. Bilinear with antialiasing: the triangle filter
+    widens by the factor of shrinking, as in Pillow's resize(box=...). It is separable, so the work
+    is two small matrix products per image; the mirror is folded into one, and costs nothing.
+    """
+    batch, height, width, channels = images_bhwc.shape
+    never = jnp.zeros_like(flipped_b)
+    filter_v = jax.vmap(_filter, in_axes=(0, 0, 0, None, None))
+    rows_bsh = filter_v(boxes_b4[:, 0], boxes_b4[:, 2], never, height, size)
+    columns_bsw = filter_v(boxes_b4[:, 1], boxes_b4[:, 3], flipped_b, width, size)
+    # Channels go to the front for the products: last, they would make an inner axis of only 3.
+    x = _unit(images_bhwc.transpose(0, 3, 1, 2)).reshape(batch, channels * height, width)
+    x = jnp.matmul(x, columns_bsw.transpose(0, 2, 1), precision=EXACT)
+    x = jnp.matmul(rows_bsh[:, None], x.reshape(batch, channels, height, size), precision=EXACT)
+    # Weights sum to 1 only up to rounding.
+    return jnp.minimum(x, 1.0).transpose(0, 2, 3, 1)
+
+
+def erase(rng: jax.Array, image_hwc: jax.Array, probability: float) -> jax.Array:
+    """Random erasing (Zhong 2017, arXiv 1708.04896) as timm's "pixel" mode does it.
+
+    Replaces one rectangle, of 2 to 33 % of the area and an aspect of 0.3 to 3.3, by Gaussian noise
+    of its own at each pixel and channel. timm draws N(0, 1) after normalising; on images in [0, 1]
+    that is ImageNet's mean and deviation. Ours: clipped to [0, 1], and of 256 levels.
+    """
+    height, width, _ = image_hwc.shape
+    apply_key, sides_key, place_key, noise_key = jax.random.split(rng, 4)
+    sides, fits = _draw_sides(sides_key, (height, width), ERASED_AREA, ERASED_RATIO)
+    sides = jnp.round(sides).astype(jnp.int32)
+    room = jnp.array([height, width]) - sides
+    start = jax.random.randint(place_key, (2,), 0, room + 1)
+    past_h, past_w = jnp.arange(height) - start[0], jnp.arange(width) - start[1]
+    inside_h, inside_w = (past_h >= 0) & (past_h < sides[0]), (past_w >= 0) & (past_w < sides[1])
+    on = fits & (jax.random.uniform(apply_key) < probability)
+    inside_hw1 = (on & inside_h[:, None] & inside_w[None])[..., None]
+    noise_hwc = denormalise(_gauss(noise_key, image_hwc.shape))
+    return jnp.where(inside_hw1, jnp.clip(noise_hwc, 0.0, 1.0), image_hwc)
+
+
+def _gauss(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """N(0, 1) in 256 equally likely levels, at a fifth of the cost of random.normal()."""
+    count = math.prod(shape)
+    # The barrier keeps XLA from drawing each word again for each of its four bytes.
+    words_n = jax.lax.optimization_barrier(jax.random.bits(rng, (math.ceil(count / 4),)))
+    shifts = jnp.array([[0], [8], [16], [24]], jnp.uint32)
+    bytes_n = ((words_n[None] >> shifts) & jnp.uint32(255)).reshape(-1)[:count]
+    table = jax.scipy.special.ndtri((jnp.arange(256, dtype=jnp.float32) + 0.5) / 256)
+    return table.at[bytes_n.astype(jnp.int32)].get(mode="promise_in_bounds").reshape(shape)
+
+
+def _filter(start, length, mirrored, inputs: int, outputs: int) -> jax.Array:
+    """The matrix [outputs, inputs] that resamples [start, start + length) of one axis."""
+    step = length / outputs
+    centres = start + step * (jnp.arange(outputs, dtype=jnp.float32) + 0.5)
+    centres = jnp.where(mirrored, centres[::-1], centres)
+    pixels = jnp.arange(inputs, dtype=jnp.float32) + 0.5
+    distance = jnp.abs(centres[:, None] - pixels[None]) / jnp.maximum(step, 1.0)
+    weights = jnp.maximum(0.0, 1.0 - distance)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _unit(images: jax.Array) -> jax.Array:
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"augmentation reads uint8 images, not {images.dtype}")
+    # Written as the product that XLA makes of a division, so that eager and jitted bits agree.
+    return images.astype(jnp.float32) * (1 / 255)
+
+
+def _per_channel(values, images: jax.Array) -> jax.Array:
+    return jnp.asarray(values, images.dtype).reshape((1,) * (images.ndim - 1) + (-1,))

@@ -1,0 +1,25 @@
+"""Errors that speak: one sentence that names what was wrong, where, and the mend."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake in the recipe, the data or the workdir; entries print it without a traceback."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
+    """Returns `registry[name]`; raises UserError that lists the known names if there is none."""
+    if name not in registry:
+        known = ", ".join(sorted(registry))
+        raise UserError(f"Unknown {kind} {name!r}; known: {known}.{nearest(str(name), registry)}")
+    return registry[name]

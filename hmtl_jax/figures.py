@@ -1,0 +1,222 @@
+"""Pictures of a run, as PNG files that are equal for equal input.
+
+matplotlib is imported where it draws, and never through pyplot, whose state is global.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hmtl_jax import errors
+from hmtl_jax.metrics import writer
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_GREY = "#555555"
+_DPI = 144
+# Evaluation metrics where less is better; they get a panel of their own.
+ERRORS = ("nll", "ece", "loss", "mae", "mse", "rmse", "eer", "geodesic")
+
+
+def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> None:
+    """Draws examples as rows and the views of each one as titled columns.
+
+    Args:
+      path: PNG to write.
+      columns: title -> images [N, H, W, 3] or maps [N, H, W, 1] in [0, 1] (values outside are
+        clipped, since a decoder's output is not bound), the same N in all. Usually input, masked,
+        target, reconstruction.
+    """
+    arrays = {title: np.asarray(values, np.float32) for title, values in columns.items()}
+    shapes = {title: values.shape for title, values in arrays.items()}
+    drawable = all(len(shape) == 4 and shape[3] in (1, 3) for shape in shapes.values())
+    rows = {shape[0] for shape in shapes.values() if shape}
+    if not drawable or len(rows) != 1 or 0 in rows:
+        raise errors.UserError(
+            f"Columns must be [N, H, W, 1] or [N, H, W, 3] with one N of at least 1, not {shapes}."
+        )
+    (num_rows,) = rows
+    cell, head, edge = 1.5, 0.34, 0.06  # inches
+    width, height = cell * len(arrays) + 2 * edge, cell * num_rows + head + edge
+    figure = _figure(width, height)
+    axes = figure.subplots(num_rows, len(arrays), squeeze=False)
+    left, bottom, top = edge / width, edge / height, 1 - head / height
+    figure.subplots_adjust(left, bottom, 1 - left, top, wspace=0.04, hspace=0.04)
+    for column, (title, images) in enumerate(arrays.items()):
+        axes[0, column].set_title(title, fontsize=9, pad=6)
+        for row, image in enumerate(images):
+            _show(axes[row, column], image)
+    _save(figure, path)
+
+
+def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -> None:
+    """Draws what a run's metrics.jsonl holds over its steps.
+
+    Panels: the loss and its parts, evaluation scores (higher is better), evaluation errors (lower
+    is better), images per second; a panel without data is left out. Losses and errors are on a
+    logarithmic axis where all are positive and span a factor of ten or more. A log without any of
+    these raises UserError.
+
+    Args:
+      path: PNG to write.
+      metrics_jsonl: log as `metrics.writer.Writer` writes it.
+    """
+    panels = _panels(writer.read(metrics_jsonl))
+    if not panels:
+        raise errors.UserError(f"{metrics_jsonl} holds no metrics to draw yet.")
+    num_columns = min(2, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = _figure(5.4 * num_columns, 3.3 * num_rows, layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, series) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, title, series)
+    _save(figure, path)
+
+
+def confusion_matrix(
+    path: str | os.PathLike, confusion: Sequence[Sequence[int]], class_names: Sequence[str]
+) -> None:
+    """Draws counts [C, C] (rows = truth): colour is the share of the row, text share and count.
+
+    A class without examples has an empty row. Above twenty classes a colour bar replaces the text.
+    """
+    counts = np.asarray(confusion)
+    if counts.shape != (len(class_names), len(class_names)):
+        raise errors.UserError(
+            f"A confusion matrix of {len(class_names)} classes must be square with that side, not"
+            f" {list(counts.shape)}."
+        )
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    legible = len(class_names) <= 20
+    side = max(2.4, 0.72 * len(class_names)) if legible else 9.0
+    figure = _figure(side + 1.6, side + 1.4, layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    correct = np.trace(counts) / max(counts.sum(), 1)
+    axis.set_title(f"{correct:.1%} of {counts.sum():,} correct", fontsize=11)
+    truths = [f"{name} ({n:,})" for name, n in zip(class_names, totals[:, 0], strict=True)]
+    _name_cells(axis, class_names, truths)
+    if legible:
+        _write_counts(axis, counts, shares)
+    else:
+        bar = figure.colorbar(image, ax=axis, shrink=0.7, format=lambda share, _: f"{share:.0%}")
+        bar.set_label("share of the true class")
+    _save(figure, path)
+
+
+def _name_cells(axis, class_names, truths):
+    ticks = np.arange(len(class_names))
+    axis.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(ticks, truths)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("truth (examples)")
+    axis.set_xticks(ticks[1:] - 0.5, minor=True)
+    axis.set_yticks(ticks[1:] - 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.5)
+    axis.tick_params(which="both", length=0)
+    axis.spines[:].set_visible(False)
+
+
+def _write_counts(axis, counts, shares):
+    for row, column in np.ndindex(counts.shape):
+        if not counts[row, column]:
+            continue
+        share = shares[row, column]
+        colour = "white" if share > 0.55 else "#222222"
+        place = {"ha": "center", "color": colour}
+        axis.text(column, row, f"{share:.0%}", va="bottom", fontsize=9, **place)
+        axis.text(column, row + 0.06, f"{counts[row, column]:,}", va="top", fontsize=6.5, **place)
+
+
+def _show(axis, image):
+    axis.set_axis_off()
+    image = np.clip(np.nan_to_num(image), 0, 1)
+    grey = image.shape[-1] == 1
+    axis.imshow(
+        image[..., 0] if grey else image,
+        cmap="gray" if grey else None,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+
+
+def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple]]:
+    """Panel title -> {label: (steps, values)}, without empty ones."""
+    panels: dict[str, dict[str, tuple]] = {
+        "Training loss": {},
+        "Evaluation": {},
+        "Evaluation errors": {},
+        "Images per second": {},
+    }
+    names = dict.fromkeys(name for record in records for name in record if name != "step")
+    for name in names:
+        place = _place(name)
+        points = [(record["step"], record[name]) for record in records if name in record]
+        points = [(step, value) for step, value in points if value is not None]
+        if place and points:
+            title, label = place
+            panels[title][label] = tuple(np.array(points, float).T)
+    return {title: series for title, series in panels.items() if series}
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """The panel and the label of a metric; None for those that are not drawn."""
+    kind, _, rest = name.partition("/")
+    if kind == "loss":
+        return "Training loss", rest.replace("_", " ")
+    if name == "images_per_second":
+        return "Images per second", "training"
+    if kind == "eval":
+        is_error = rest.rpartition("/")[2] in ERRORS
+        return ("Evaluation errors" if is_error else "Evaluation"), rest.replace("/", " ").replace(
+            "_", " "
+        )
+    return None
+
+
+def _draw_panel(axis, title, series):
+    for index, (label, (steps, values)) in enumerate(series.items()):
+        axis.plot(
+            steps,
+            values,
+            color=_COLOURS[index % len(_COLOURS)],
+            linestyle=("-", "--", ":")[index // len(_COLOURS) % 3],
+            linewidth=1.6,
+            marker="o" if len(steps) <= 30 else None,
+            markersize=3,
+            label=f"{label}  {values[-1]:.4g}",
+        )
+    _scale(axis, title, np.concatenate([values for _, values in series.values()]))
+    axis.set_title(title, fontsize=11, loc="left")
+    axis.set_xlabel("step", color=_GREY)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=_GREY, labelsize=8)
+    axis.legend(fontsize=8, frameon=False, title="last value", title_fontsize=7, alignment="left")
+
+
+def _scale(axis, title, values):
+    if title == "Images per second":
+        axis.set_ylim(0, 1.2 * values.max() or 1)
+    elif title != "Evaluation" and 0 < 10 * values.min() <= values.max():
+        axis.set_yscale("log")
+
+
+def _figure(width, height, layout=None):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path):
+    # Without matplotlib's version in the file, equal pictures are equal bytes.
+    figure.savefig(path, format="png", metadata={"Software": None})

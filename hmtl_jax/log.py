@@ -1,0 +1,126 @@
+"""What training says of itself: a line on the screen and in metrics.jsonl for each interval."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from hmtl_jax.cluster import say
+from hmtl_jax.errors import UserError
+from hmtl_jax.metrics.clock import Clock, duration
+from hmtl_jax.metrics.writer import Writer
+
+Metrics = Mapping[str, Any]  # of jax.Array, whose stub lacks is_ready
+# Metrics of a step that count things; an interval has their sum, of others the mean.
+COUNTS = ("nonfinite", "skipped_images")
+
+
+@dataclasses.dataclass
+class Interval:
+    """Steps between two lines: their metrics, still on the devices, and the host's times."""
+
+    rows: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
+    waited: float = 0.0  # seconds without a batch
+    closed: float = 0.0  # the clock when its last step was handed to the devices
+
+
+class Log:
+    """Metrics of each step, fetched one interval late so that the host never waits for a device.
+
+    Args:
+      writer: of metrics.jsonl; None on the processes that do not lead.
+      steps, batch_size: of the whole run.
+      stop_nonfinite: whether a loss that is not finite ends the run, with a UserError.
+    """
+
+    def __init__(
+        self, writer: Writer | None, clock: Clock, steps: int, batch_size: int, stop_nonfinite: bool
+    ):
+        self.writer, self.clock = writer, clock
+        self.steps, self.batch_size, self.stop_nonfinite = steps, batch_size, stop_nonfinite
+        self.running, self.open = Interval(), Interval()
+        self.ended = clock.seconds  # the clock when the last written interval was done
+        self.counted = 0  # steps of the open interval that the clock has counted already
+        self.compiled = False
+
+    def keep(self, at: int, metrics: Metrics, waited: float) -> None:
+        """Remembers the metrics of a step, and how long the host waited for its batch."""
+        self.open.rows.append((at, metrics))
+        self.open.waited += waited
+        if not self.compiled:
+            self._first(metrics)
+        self.open.closed = self.clock.seconds
+
+    def write(self) -> None:
+        """Writes the interval before this one; this one waits for the next call."""
+        before, self.running, self.open = self.running, self.open, Interval()
+        self._emit(before)
+
+    def finish(self) -> None:
+        """Writes whatever is kept, waiting for the devices."""
+        self.write()
+        self.write()
+
+    def _first(self, metrics: Metrics) -> None:
+        """Waits for the first step, so that compiling it spoils neither speed nor ETA."""
+        jax.block_until_ready(metrics)
+        say(f"the first step took {duration(self.clock.seconds - self.ended)}, mostly to compile")
+        self.clock.count(self.batch_size)
+        self.clock.lap()
+        self.ended, self.counted, self.compiled = self.clock.seconds, 1, True
+        self.open.waited = 0.0
+
+    def _emit(self, interval: Interval) -> None:
+        if not interval.rows:
+            return
+        at, last = interval.rows[-1]
+        # An interval that was done before anybody asked ended when its last batch was handed over.
+        was_done = all(value.is_ready() for value in last.values())
+        rows = [(step, jax.device_get(metrics)) for step, metrics in interval.rows]
+        ended = max(interval.closed if was_done else self.clock.seconds, self.ended)
+        seconds, self.ended = ended - self.ended, ended
+        self.clock.count(self.batch_size * (len(rows) - self.counted))
+        self.counted = 0
+        found = summary([metrics for _, metrics in rows]) | {
+            "images_per_second": self.clock.lap(ended) or self.clock.images_per_second,
+            "data_wait_fraction": min(interval.waited / seconds, 1.0) if seconds else 0.0,
+        }
+        if self.writer:
+            self.writer.write(at, found)
+        say(self._line(at, found))
+        bad = [step for step, metrics in rows if metrics["nonfinite"]]
+        if bad and self.stop_nonfinite:
+            raise UserError(
+                f"The loss or a gradient is not finite at step {_ranges(bad)}; nothing was saved "
+                "since. Lower optim.lr, set optim.clip, or set nonfinite='skip'."
+            )
+
+    def _line(self, at: int, found: Mapping[str, float]) -> str:
+        losses = [f"{n[5:]} {v:.4f}" for n, v in found.items() if n.startswith("loss/")]
+        notes = {"nonfinite": "steps not finite", "skipped_images": "images skipped"}
+        said = [f"{found[n]:.0f} {note}" for n, note in notes.items() if found[n]]
+        eta = self.clock.eta((self.steps - at) * self.batch_size)
+        speed = f"{found['images_per_second']:,.0f} images/s"
+        return "  ".join([f"step {at}/{self.steps}", *losses, *said, speed, f"ETA {eta}"])
+
+
+def summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """One line's numbers for the metrics of several steps, in the order of metrics.jsonl."""
+    found = {name: _mean([float(row[name]) for row in rows]) for name in rows[0]}
+    found |= {name: float(sum(row[name] for row in rows)) for name in COUNTS}
+    found["lr"] = float(rows[-1]["lr"])
+    order = ("loss/total", "loss/", "weight/", "lr", "grad_norm", "")
+    return dict(
+        sorted(found.items(), key=lambda item: [item[0].startswith(o) for o in order].index(True))
+    )
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _ranges(steps: list[int]) -> str:
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]} ({len(steps)} steps)"

@@ -1,0 +1,44 @@
+"""python -m hmtl_jax.main --config=configs/RECIPE.py --workdir=runs/NAME [--config.KEY=VALUE …]"""
+
+import logging
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from hmtl_jax import commandline
+from hmtl_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Where the run leaves its files; the same one continues it.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; found alone on Slurm and TPU.")
+flags.DEFINE_integer("num_processes", None, "Processes of the whole run.")
+flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Does the recipe's job; a mistake of the user ends it with one sentence and status 1."""
+    if len(argv) > 1:
+        sys.exit(f"error: {argv[1]!r} is not a flag; write --config.KEY=VALUE.")
+    # After the flags are parsed, so that a wrong one is reported at once.
+    from hmtl_jax import cluster, train
+
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().addFilter(_concerns_user)
+    try:
+        cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        train.run(FLAGS.config, FLAGS.workdir)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _concerns_user(record: logging.LogRecord) -> bool:
+    """False for what Orbax warns of in every healthy run, such as waiting for an earlier save."""
+    return record.levelno > logging.WARNING or "orbax" not in record.pathname
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=commandline.parse)

@@ -1,0 +1,326 @@
+"""A recipe: what every key means, its default, and how the whole is built from it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hmtl_jax import optim, pretext, tasks, weighting
+from hmtl_jax.data import augment, pipeline
+from hmtl_jax.errors import UserError, lookup, nearest
+from hmtl_jax.models import decoders, heads, hybrid, vit
+from hmtl_jax.step import Program
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def defaults() -> ConfigDict:
+    """Every key of a recipe, except those of its tasks and pretexts, which are theirs to name."""
+    config = ConfigDict()
+    config.job = "train"  # train, or evaluate the workdir's best checkpoint
+    config.seed = 0
+    config.batch_size = 128  # over all devices and micro-batches
+    config.epochs = 100.0
+    config.steps = 0  # in place of epochs where not 0
+    config.log_every = 50  # steps
+    config.eval_every = 0  # steps; 0: once an epoch
+    config.eval_batch_size = 0  # 0: as batch_size
+    config.nonfinite = "stop"  # or "skip": leave the state as it was for that step
+    config.init_from = ""  # a workdir or checkpoint whose encoder to start from
+
+    config.data = ConfigDict()
+    config.data.name = ""
+    config.data.data_dir = "data"
+    config.data.train = "train"
+    config.data.validation = "validation"  # chooses the best checkpoint
+    config.data.test = "test"  # looked at once, at the end
+    config.data.image_size = 224
+    config.data.decode_size = 0  # what the host hands to the device; 0: image_size
+    config.data.subset = 1.0  # a seeded, class-stratified part of train
+    config.data.threads = 4
+    config.data.workers = 0  # decoding processes; 0: threads alone
+    config.data.tolerate_corrupt = False  # skip and count corrupt images in place of stopping
+
+    config.augment = ConfigDict()
+    for field, value in augment_defaults().items():
+        config.augment[field] = value
+
+    config.model = ConfigDict()
+    config.model.encoder = "S/16"
+    config.model.pool = "cls"  # or "mean"
+    config.model.positions = "sincos"  # or "learned"
+    config.model.drop_path = 0.0
+    config.model.head_dropout = 0.0
+    config.model.scan = False  # one compiled block for all layers: short compile times
+    config.model.remat = False  # recompute activations: less memory
+    config.model.dtype = "bfloat16"  # of the computation; state and reductions are float32
+
+    config.tasks = ConfigDict()
+    config.pretexts = ConfigDict()
+    config.weighting = ConfigDict({"name": "fixed", "lam": 0.1})
+
+    config.optim = ConfigDict()
+    config.optim.name = "adamw"
+    config.optim.lr = 1e-3
+    config.optim.schedule = "cosine"
+    config.optim.final_lr = 1e-6
+    config.optim.warmup_epochs = 5.0
+    config.optim.weight_decay = 0.05
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.clip = 0.0  # global norm; 0: never
+    config.optim.freeze = ""  # regex of parameter paths that stay as they are
+    config.optim.accumulate = 1
+    config.optim.ema = 0.0  # decay of the moving average that is evaluated; 0: none
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 0  # steps between checkpoints; 0: at each evaluation
+    config.checkpoint.keep = 2
+    config.checkpoint.best = ""  # metric of the validation split, such as expression/accuracy
+    return config
+
+
+def augment_defaults() -> dict[str, Any]:
+    """The augmentations, all off; `image_size` is data.image_size."""
+    fields = augment.Augment.__dataclass_fields__
+    return {name: field.default for name, field in fields.items() if name != "image_size"}
+
+
+def task(kind: str, **settings: Any) -> ConfigDict:
+    """A task of a recipe: `config.tasks.expression = task("classification", label=...)`."""
+    cls = lookup(tasks.TASKS, kind, "task")
+    return _part(cls, kind, settings, filled={"classes"})
+
+
+def pretext_task(kind: str, **settings: Any) -> ConfigDict:
+    """A pretext of a recipe: `config.pretexts.mae = pretext_task("mae", targets=("lbp",))`."""
+    cls = lookup(pretext.PRETEXTS, kind, "pretext")
+    return _part(cls, kind, settings, filled={"patch", "image_size"})
+
+
+def _part(cls: type, kind: str, settings: dict, filled: set[str]) -> ConfigDict:
+    """Every field of `cls` that the recipe may set, with its default."""
+    fields = {k: f.default for k, f in cls.__dataclass_fields__.items() if k not in filled}
+    known = {"kind": kind, "weight": 1.0, **fields}
+    if "class_weights" in fields:
+        known["class_weights"] = "none"  # or "balanced", or one number a class
+    for name in settings:
+        if name not in known:
+            raise UserError(
+                f"The {kind} part has no setting {name!r}; known: {', '.join(sorted(known))}."
+                f"{nearest(name, known)}"
+            )
+    missing = [k for k, v in (known | settings).items() if v is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"The {kind} part needs {' and '.join(missing)}.")
+    return ConfigDict(known | settings)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a value that no run could use, before anything is opened or written."""
+    choices = {
+        "job": (config.job, ("train", "evaluate")),
+        "nonfinite": (config.nonfinite, ("stop", "skip")),
+        "model.pool": (config.model.pool, ("cls", "mean")),
+        "model.positions": (config.model.positions, ("sincos", "learned")),
+        "model.dtype": (config.model.dtype, tuple(DTYPES)),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(f"{key} is {value!r}; it must be one of {', '.join(known)}.")
+    if not config.tasks and not config.pretexts:
+        raise UserError("The recipe has neither a task nor a pretext; give it at least one.")
+    twice = set(config.tasks) & set(config.pretexts)
+    if twice or "clean" in config.pretexts:
+        raise UserError(
+            f"A name stands for one task or pretext; rename {sorted(twice) or 'clean'}."
+        )
+    if not 0.0 < config.data.subset <= 1.0:
+        raise UserError(f"data.subset is a share in (0, 1], not {config.data.subset}.")
+    if not 0.0 <= config.optim.ema < 1.0:
+        raise UserError(f"optim.ema is a decay in [0, 1), not {config.optim.ema}.")
+    for key in ("batch_size", "log_every"):
+        if config[key] < 1:
+            raise UserError(f"{key} must be at least 1, not {config[key]}.")
+    if config.steps < 0 or (config.steps == 0 and config.epochs <= 0):
+        raise UserError("The recipe trains for no step; set epochs or steps above 0.")
+
+
+def total_steps(config: ConfigDict, examples: int) -> int:
+    """Steps of the whole run."""
+    return config.steps or max(1, round(config.epochs * steps_per_epoch(config, examples)))
+
+
+def steps_per_epoch(config: ConfigDict, examples: int) -> int:
+    """Whole batches in one pass over the training examples."""
+    if examples < config.batch_size:
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the {examples} training examples; "
+            "lower it."
+        )
+    return examples // config.batch_size
+
+
+def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
+    """The recipe's tasks for a training split: class names and balanced weights come from it."""
+    made = {}
+    for name, part in config.tasks.items():
+        cls, settings = lookup(tasks.TASKS, part.kind, "task"), _settings(part)
+        if "classes" in cls.__dataclass_fields__:
+            settings |= _class_settings(name, settings, source)
+        made[name] = cls(**settings)
+    return made
+
+
+def _settings(part: ConfigDict) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in ("kind", "weight")}
+
+
+def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]:
+    """Class names of the label, and class weights by the recipe's word."""
+    label = settings["label"]
+    if label not in source.labels:
+        raise UserError(
+            f"tasks.{name}.label {label!r} is not in the data set; it has "
+            f"{', '.join(sorted(source.labels))}."
+        )
+    classes = source.class_names(label)
+    if not classes:
+        raise UserError(f"tasks.{name}.label {label!r} is not a class label in this data set.")
+    weights = settings["class_weights"]
+    if weights == "balanced":
+        weights = balanced_weights(pipeline.column(source, label), len(classes))
+    elif weights == "none":
+        weights = ()
+    elif isinstance(weights, str) or len(weights) != len(classes):
+        raise UserError(
+            f"tasks.{name}.class_weights must be 'none', 'balanced' or {len(classes)} numbers."
+        )
+    return {"classes": tuple(classes), "class_weights": tuple(map(float, weights))}
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """Count of the majority class / count of the class (HMTL); a class without examples gets 1."""
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    return tuple(float(counts.max() / count) if count else 1.0 for count in counts)
+
+
+def make_pretexts(config: ConfigDict) -> dict[str, Any]:
+    """The recipe's pretexts for its encoder and image size."""
+    made, image_size = {}, config.data.image_size
+    patch = vit.parse(config.model.encoder).patch
+    vit.grid_of(image_size, patch)
+    for name, part in config.pretexts.items():
+        cls = lookup(pretext.PRETEXTS, part.kind, "pretext")
+        settings, given = _settings(part), {"image_size": image_size, "patch": patch}
+        settings |= {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
+        made[name] = cls(**settings)
+    return made
+
+
+def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) -> hybrid.Hybrid:
+    """The encoder of the recipe with a head a task and a decoder a pretext."""
+    size, model = vit.parse(config.model.encoder), config.model
+    vit.grid_of(config.data.image_size, size.patch)
+    dtype = DTYPES[model.dtype]
+    encoder = vit.ViT(
+        patch=size.patch, dim=size.dim, depth=size.depth, heads=size.heads, pool=model.pool,
+        positions=model.positions, drop_path=model.drop_path, scan=model.scan, remat=model.remat,
+        dtype=dtype,
+    )  # fmt: skip
+    return hybrid.Hybrid(
+        encoder=encoder,
+        heads={
+            name: heads.LinearHead(task.num_outputs, model.head_dropout, dtype)
+            for name, task in made_tasks.items()
+        },
+        decoders={
+            name: decoders.build(pretext.decoder_spec(), dtype)
+            for name, pretext in made_pretexts.items()
+        },
+        reads=dict.fromkeys(made_tasks, "clean"),
+    )
+
+
+def build(config: ConfigDict, source: Any, examples: int) -> Program:
+    """The program of a recipe for `examples` training examples of `source`."""
+    made_tasks, made_pretexts = make_tasks(config, source), make_pretexts(config)
+    combine = lookup(weighting.WEIGHTINGS, config.weighting.name, "weighting")
+    weights = combine(
+        {name: part.weight for name, part in config.tasks.items()},
+        {name: part.weight for name, part in config.pretexts.items()},
+        config.weighting.lam,
+    ).weights()
+    per_epoch = steps_per_epoch(config, examples)
+    schedule = optim.make_schedule(
+        config.optim, total_steps(config, examples), round(config.optim.warmup_epochs * per_epoch)
+    )
+    return Program(
+        model=make_model(config, made_tasks, made_pretexts),
+        tasks=made_tasks,
+        pretexts=made_pretexts,
+        weights=weights,
+        augment=augment.Augment(image_size=config.data.image_size, **config.augment),
+        tx=optim.make_optimizer(config.optim, schedule),
+        schedule=schedule,
+        seed=config.seed,
+        accumulate=config.optim.accumulate,
+        ema=config.optim.ema,
+        skip_nonfinite=config.nonfinite == "skip",
+    )
+
+
+def jitted(function, program: Program, **options: Any):
+    """`function(program, …)` compiled; the program is a constant of the compilation."""
+    return jax.jit(functools.partial(function, program), **options)
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Dotted keys → JSON values, to compare and to keep."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            out |= {f"{key}.{inner}": leaf for inner, leaf in flat(value).items()}
+        else:
+            out[key] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+# Keys that say where and how a run goes on, not what it computes. The two that say what happens on
+# a failure are among them, so that a run that stopped at one can go on with the mend it was told.
+FREE = (
+    "job",
+    "log_every",
+    "nonfinite",
+    "data.data_dir",
+    "data.threads",
+    "data.workers",
+    "data.tolerate_corrupt",
+    "mesh.",
+    "checkpoint.",
+    "eval_batch_size",
+)
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`key: theirs → ours` for each key that changes what is computed."""
+    keys = sorted(set(ours) | set(theirs))
+    return [
+        f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}"
+        for key in keys
+        if ours.get(key) != theirs.get(key) and not key.startswith(FREE)
+    ]
+
+
+def argument(arg: str | None, *known: str) -> bool:
+    """Whether the recipe's argument is given; raises UserError for one that it does not know."""
+    if arg and arg not in known:
+        raise UserError(f"The recipe's argument {arg!r} is unknown; known: {', '.join(known)}.")
+    return bool(arg)

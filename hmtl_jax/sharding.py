@@ -1,0 +1,96 @@
+"""Where arrays live: a mesh of `data` and `fsdp` devices, and a table of rules for parameters.
+
+A batch is split over both axes. A parameter that a rule shards is split over `fsdp` along its
+largest axis that divides, so that weights, their gradients, moments and moving average take
+1 / fsdp of the memory on each device; everything else is on every device.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hmtl_jax.errors import UserError
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# (regular expression of the path, rule), the first match counts. Paths of optimizer moments and of
+# the moving average end in the path of their parameter, so one table serves the whole state.
+RULES = (
+    (r"/(kernel|positions_table)$", "fsdp"),
+    (r".*", "replicate"),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the given devices or of all; an axis of -1 takes what the other leaves."""
+    count = len(jax.devices() if devices is None else devices)
+    shape = {"data": data, "fsdp": fsdp}
+    free = [axis for axis, size in shape.items() if size == -1]
+    given = [size for size in shape.values() if size != -1]
+    fixed = int(np.prod(given))
+    if len(given) == 0 or min(given) < 1 or (count % fixed if free else count != fixed):
+        raise UserError(
+            f"mesh.data={data} and mesh.fsdp={fsdp} don't fit the {count} devices at hand; "
+            "set one of them to -1 and the other to a divisor."
+        )
+    for axis in free:
+        shape[axis] = count // fixed
+    # Linen convolutions do not take Explicit axes.
+    auto = (AxisType.Auto,) * 2
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), auto, devices=devices)
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError unless every device gets equally many examples in every micro-batch."""
+    if batch_size < 1 or accumulate < 1 or batch_size % (mesh.size * accumulate):
+        unit = mesh.size * max(accumulate, 1)
+        near = max(unit, round(batch_size / unit) * unit)
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {mesh.size} devices × "
+            f"optim.accumulate {accumulate}; choose a multiple of {unit}, such as {near}."
+        )
+
+
+def spec_for(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """The partition of one array by the table."""
+    rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
+    axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
+    if rule == "replicate" or fsdp == 1 or not axes:
+        return PartitionSpec()
+    largest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(["fsdp" if axis == largest else None for axis in range(len(shape))]))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of NamedSharding for a tree of arrays or shapes."""
+
+    def one(path, leaf):
+        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, spec_for(name, leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """On every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The process's rows of a batch → global arrays, split over all devices."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def over_batch(tree: Any) -> Any:
+    """Inside jit: keeps the leading axis of every array split over all devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, BATCH), tree)

@@ -1,0 +1,79 @@
+"""What training changes, as one tree of arrays; nothing else is carried from step to step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from hmtl_jax import sharding
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step int32 []; params float32; batch_stats, ema empty where the recipe has none.
+
+    `ema` is the moving average of `params`; `task_weights` what a weighting learns or remembers.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    task_weights: Any
+
+
+def evaluation_params(state: TrainState) -> Any:
+    """The weights that are evaluated and deployed: the moving average where one is kept."""
+    return state.ema or state.params
+
+
+def create(program: Any) -> TrainState:
+    """The state at step 0; a pure function of the program's seed."""
+    variables = program.init_model(jax.random.key(program.seed))
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=program.tx.init(params),
+        # A copy: the state is donated, and a buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if program.ema else {},
+        task_weights={},
+    )
+
+
+def abstract(program: Any, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without its memory."""
+    shapes = jax.eval_shape(lambda: create(program))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        sharding.tree_shardings(shapes, mesh),
+    )
+
+
+def create_sharded(program: Any, shapes: TrainState) -> TrainState:
+    """The state at step 0, each array made where it lives; `shapes` is what `abstract` returns."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return jax.jit(lambda: create(program), out_shardings=where)()
+
+
+def count(params: Any) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays, over all devices, each counted once."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@jax.jit
+def is_finite(tree: Any) -> jax.Array:
+    """Whether every number of the tree is finite, bool []."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

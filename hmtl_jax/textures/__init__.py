@@ -1,0 +1,115 @@
+"""Textures: code maps of an image, as targets (and inputs) of the masked autoencoder.
+
+A texture is one pure function of grey levels and one line in `TEXTURES`. All run on device, inside
+the jitted step, on the augmented images.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from hmtl_jax import errors
+from hmtl_jax.textures.lbp import lbp
+from hmtl_jax.textures.ldp import ldp
+
+# Largest variance that levels 0..255 can have: half of them 0 and half of them 255.
+_MAX_VAR = 127.5**2
+
+
+@dataclass(frozen=True)
+class Texture:
+    """How to compute a texture and what its codes are.
+
+    codes: int32 grey levels 0..255 [B, H, W] -> [B, H, W], or [B, H, W, channels] where channels
+      is not 1: int32 codes out of `values`, or float32 in [0, 1] where `values` is None.
+    values: the codes that can occur, ascending; None where the texture is continuous.
+    channels: maps per image.
+    """
+
+    codes: Callable[[jax.Array], jax.Array]
+    values: tuple[int, ...] | None
+    channels: int = 1
+
+    @property
+    def num_codes(self) -> int | None:
+        """Number of classes when the target is classified; None where continuous."""
+        return None if self.values is None else len(self.values)
+
+
+def luma(images_bhwc: jax.Array) -> jax.Array:
+    """RGB in [0, 1] -> float32 [B, H, W] in [0, 1], by BT.601's weights."""
+    # Written out, because a matrix product is rounded to bfloat16 on some accelerators.
+    red, green, blue = (images_bhwc[..., channel].astype(jnp.float32) for channel in range(3))
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def levels(images_bhwc: jax.Array) -> jax.Array:
+    """RGB in [0, 1] -> luma as int32 levels 0..255 [B, H, W], rounded as an 8-bit file would be.
+
+    Rounding is ours: it makes a texture equal to that of the same image saved and read again, and
+    keeps float noise of the augmentation from drawing patterns into flat skin.
+    """
+    return jnp.round(jnp.clip(luma(images_bhwc), 0, 1) * 255).astype(jnp.int32)
+
+
+def codes(name: str, images_bhwc: jax.Array) -> jax.Array:
+    """RGB in [0, 1] -> the texture's raw codes [B, H, W, channels]: int32, or float32 in [0, 1].
+
+    An unknown name raises UserError.
+    """
+    texture = errors.lookup(TEXTURES, name, "texture")
+    return texture.codes(levels(images_bhwc)).reshape(*images_bhwc.shape[:3], texture.channels)
+
+
+def target(name: str, images_bhwc: jax.Array) -> jax.Array:
+    """RGB in [0, 1] -> float32 [B, H, W, channels] in [0, 1]: codes divided by the largest one."""
+    values = errors.lookup(TEXTURES, name, "texture").values
+    return codes(name, images_bhwc).astype(jnp.float32) / (1 if values is None else values[-1])
+
+
+def classes(name: str, images_bhwc: jax.Array) -> jax.Array:
+    """RGB in [0, 1] -> int32 [B, H, W, channels] in [0, num_codes): each code's rank in `values`.
+
+    A continuous texture raises UserError.
+    """
+    values = errors.lookup(TEXTURES, name, "texture").values
+    if values is None:
+        discrete = ", ".join(sorted(key for key, texture in TEXTURES.items() if texture.values))
+        raise errors.UserError(
+            f"Texture {name!r} is continuous and has no codes to classify; with codes: {discrete}."
+        )
+    return jnp.searchsorted(jnp.array(values, jnp.int32), codes(name, images_bhwc)).astype(
+        jnp.int32
+    )
+
+
+def _log_var(gray_bhw: jax.Array) -> jax.Array:
+    """LBP's variance on a logarithmic scale in [0, 1] (ours): a linear one is nearly all black."""
+    return jnp.log1p(lbp(gray_bhw, method="var")) / jnp.log1p(_MAX_VAR)
+
+
+def _smallest_rotations(points: int) -> tuple[int, ...]:
+    def turn(code, shift):
+        return ((code >> shift) | (code << (points - shift))) & ((1 << points) - 1)
+
+    smallest = (min(turn(code, shift) for shift in range(points)) for code in range(1 << points))
+    return tuple(sorted(set(smallest)))
+
+
+def _with_bits_set(count: int) -> tuple[int, ...]:
+    return tuple(
+        sorted(sum(1 << bit for bit in bits) for bits in itertools.combinations(range(8), count))
+    )
+
+
+TEXTURES: dict[str, Texture] = {
+    "lbp": Texture(lbp, tuple(range(256))),
+    "lbp_uniform": Texture(partial(lbp, method="uniform"), tuple(range(10))),
+    "lbp_ror": Texture(partial(lbp, method="ror"), _smallest_rotations(8)),
+    "lbp_var": Texture(_log_var, None),
+    "ldp": Texture(ldp, _with_bits_set(3)),
+}

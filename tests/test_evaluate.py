@@ -1,0 +1,69 @@
+"""Each example of a split counts once, in the split's order, whatever the batches were."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from hmtl_jax import evaluate, sharding
+from hmtl_jax.tasks.classification import Classification
+
+
+def batches(rows, size, invalid=()):
+    """Rows in batches; the last is padded with rows that look real but are not valid."""
+    rows = list(rows)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        index = np.array(part + [part[0]] * (size - len(part)), np.int32)
+        valid = (np.arange(size) < len(part)) & ~np.isin(index, invalid)
+        yield {"image": index[:, None] * 10, "index": index, "label": index % 3, "valid": valid}
+
+
+def eval_step(state, batch):
+    """A model that knows what it is shown."""
+    labels = {name: rows for name, rows in batch.items() if name != "image"}
+    return {"predictions": {"task": batch["image"] * state}, "labels": labels}
+
+
+def found_of(batches):
+    with jax.set_mesh(sharding.make_mesh()):
+        return evaluate.predictions(eval_step, 2, batches, jax.sharding.get_mesh())
+
+
+@pytest.mark.parametrize("rows", [range(21), [*range(0, 21, 2), *range(1, 21, 2)]])
+def test_each_example_counts_once_in_the_splits_order(rows):
+    """In the second order two processes have read every other row."""
+    found = found_of(batches(rows, 8))
+    np.testing.assert_array_equal(found["labels"]["index"], np.arange(21))
+    np.testing.assert_array_equal(found["labels"]["label"], np.arange(21) % 3)
+    np.testing.assert_array_equal(found["predictions"]["task"][:, 0], np.arange(21) * 20)
+    assert set(found["labels"]) == {"index", "label"}
+
+
+def test_a_corrupt_example_is_left_out():
+    found = found_of(batches(range(16), 8, invalid=(3, 9)))
+    assert len(found["labels"]["index"]) == 14
+    assert not {3, 9} & set(found["labels"]["index"].tolist())
+
+
+def test_metrics_by_task_become_scalars_for_the_log():
+    found = {
+        "predictions": {"expression": np.eye(2)[[0, 1, 1, 0]]},
+        "labels": {"expression": np.array([0, 1, 0, -1])},
+    }
+    tasks = {"expression": Classification("expression", ("calm", "glad"))}
+    metrics = evaluate.metrics(tasks, found)
+    scalars = evaluate.scalars(metrics)
+    assert scalars["expression/accuracy"] == pytest.approx(2 / 3)
+    assert "expression/n" not in scalars  # a count would flatten every curve
+    assert not any("confusion" in name or "interval" in name for name in scalars)
+
+
+def test_a_report_is_written_whole(tmp_path):
+    path = evaluate.write(tmp_path, "test", 40, {"step": 40, "expression": {"accuracy": 0.5}})
+    assert path == tmp_path / "eval" / "test-40.json"
+    assert json.loads(path.read_text()) == {"step": 40, "expression": {"accuracy": 0.5}}
+    with pytest.raises(TypeError):
+        evaluate.write(tmp_path, "test", 40, {"step": object()})
+    assert json.loads(path.read_text())["step"] == 40

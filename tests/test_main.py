@@ -1,0 +1,109 @@
+"""The command line: a mistake is one sentence and status 1, without a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from hmtl_jax import commandline, main  # noqa: F401  (main defines the flags)
+from hmtl_jax.errors import UserError
+from tests import runs
+
+RECIPE = "--config=tests/run_recipe.py"
+
+
+@pytest.fixture
+def refuses(monkeypatch):
+    """Parses a command line in this process; returns the sentence it ends with."""
+    monkeypatch.chdir(runs.ROOT)
+
+    def parse(*arguments):
+        argv = ["main.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # the flag of the recipe looks there
+        try:
+            with pytest.raises(SystemExit) as ended:
+                commandline.parse(argv)
+        finally:
+            flags.FLAGS.unparse_flags()
+        return ended.value.code
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    "key, said",
+    [
+        ("optim.lrr", "has no key 'optim.lrr'. Did you mean 'optim.lr'?"),
+        ("lr", "has no key 'lr'. Did you mean 'optim.lr'?"),
+        ("batchsize", "has no key 'batchsize'. Did you mean 'batch_size'?"),
+        ("tasks.expresion.weight", "Did you mean 'tasks.expression.weight'?"),
+        (
+            "data.zzz",
+            "Known in data: data_dir, decode_size, image_size, name, subset, test, threads",
+        ),
+        ("unknown_key", "has no key 'unknown_key'. Known: augment, batch_size, checkpoint, data,"),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest_or_lists_the_known(refuses, key, said):
+    sentence = refuses(RECIPE, "--workdir=x", f"--config.{key}=1")
+    assert sentence.startswith("error: The recipe tests/run_recipe.py has no key")
+    assert said in sentence
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--workdir=x"], "--config must have a value"),
+        ([RECIPE], "--workdir must have a value"),
+        (["--config=configs/nope.py", "--workdir=x"], "There is no recipe configs/nope.py"),
+        (["--config", "configs/nope.py:cpu", "--workdir=x"], "There is no recipe configs/nope.py"),
+        (["--config=configs/ferplus_supervised.py:gpu", "--workdir=x"], "'gpu' is unknown"),
+        ([RECIPE, "--workdir=x", "--config.optim.lr=abc"], "could not convert string to float"),
+        ([RECIPE, "--workdir=x", "--config.batch_size=1.5"], "--config.batch_size=1.5"),
+        ([RECIPE, "--workdir=x", "--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        ([RECIPE, "--workdir=x", "--process_id=one"], "--process_id=one"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(refuses, arguments, said):
+    sentence = refuses(*arguments)
+    assert sentence.startswith("error: ")
+    assert said in sentence
+    assert "Traceback" not in sentence and "\n" not in sentence
+
+
+def test_known_keys_of_any_kind_pass(monkeypatch):
+    monkeypatch.chdir(runs.ROOT)
+    commandline.check_keys(
+        ["main.py", RECIPE, "--config.optim.lr=1", "--config.data.tolerate_corrupt",
+         "--noconfig.data.tolerate_corrupt", "--config.augment.crop_scale=(0.5, 1.0)",
+         "--config.tasks.expression.weight=2"]
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no key 'nodata'"):
+        commandline.check_keys(["main.py", RECIPE, "--config.nodata=1"])
+
+
+def command(tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "hmtl_jax.main", *arguments],
+        cwd=runs.ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--config.unknown_key=1"], "error: The recipe tests/run_recipe.py has no key"),
+        (["garbage"], "error: 'garbage' is not a flag; write --config.KEY=VALUE."),
+        (["--num_processes=2"], "--num_processes and --process_id go together"),
+        (["--config.data.name=ferplus", "--config.data.data_dir=/nowhere"], "error: data_dir /now"),
+    ],
+)
+def test_the_program_says_one_sentence_and_ends_with_status_1(tmp_path, arguments, said):
+    ended = command(tmp_path, RECIPE, f"--workdir={tmp_path}/run", *arguments)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert said in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "run" / "config.json").exists()

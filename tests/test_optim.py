@@ -1,0 +1,167 @@
+"""Optimizers, schedules, decay and freezing do what a recipe's keys say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hmtl_jax import optim, recipe
+from hmtl_jax.errors import UserError
+
+B1, B2, DECAY = 0.8, 0.9, 0.1
+
+
+def cfg(**settings):
+    config = recipe.defaults().optim
+    config.update({"b1": B1, "b2": B2, "weight_decay": DECAY} | settings)
+    return config
+
+
+def params():
+    """Every kind of parameter that a model has."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "encoder": {"cls": (1, 1, 4), "norm": {"scale": (4,)}, "fc1": {"kernel": (4, 3)}},
+        "head": {"linear": {"kernel": (4, 2), "bias": (2,)}},
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def grads(seed):
+    """Gradients that Adam scales well: none is near zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.uniform(0.5, 1, p.shape), jnp.float32), params())
+
+
+def trained(settings, lr=0.01, steps=3):
+    """Parameters after a few steps of a schedule lr, 2 lr, 3 lr …"""
+    tx = optim.make_optimizer(settings, lambda count: lr * (count + 1))
+    now = params()
+    # Optax's Adam mixes a float with an integer counter.
+    with jax.numpy_dtype_promotion("standard"):
+        state = tx.init(now)
+        for seed in range(steps):
+            updates, state = jax.jit(tx.update)(grads(seed), state, now)
+            now = jax.tree.map(jnp.add, now, updates)
+    return now
+
+
+def by_hand(update, lr=0.01, steps=3):
+    """The same, one array at a time in float64; `update(memory, gradient, step) -> direction`."""
+
+    def one(path, param, *gradients):
+        param, memory = np.asarray(param, np.float64), {}
+        decay = DECAY if path[-1].key == "kernel" else 0.0
+        for step, gradient in enumerate(np.asarray(g, np.float64) for g in gradients):
+            param = update(param, memory, gradient, step + 1, lr * (step + 1), decay)
+        return param
+
+    all_grads = [grads(seed) for seed in range(steps)]
+    return jax.tree_util.tree_map_with_path(one, params(), *all_grads)
+
+
+def adamw(param, memory, gradient, step, lr, decay):
+    """Loshchilov 2019, algorithm 2."""
+    memory["m"] = B1 * memory.get("m", 0) + (1 - B1) * gradient
+    memory["v"] = B2 * memory.get("v", 0) + (1 - B2) * gradient**2
+    m, v = memory["m"] / (1 - B1**step), memory["v"] / (1 - B2**step)
+    return param - lr * (m / (np.sqrt(v) + 1e-8) + decay * param)
+
+
+def lion(param, memory, gradient, step, lr, decay):
+    """Chen 2023, algorithm 2."""
+    del step
+    m = memory.get("m", 0)
+    memory["m"] = B2 * m + (1 - B2) * gradient
+    return param - lr * (np.sign(B1 * m + (1 - B1) * gradient) + decay * param)
+
+
+def sgd(param, memory, gradient, step, lr, decay):
+    """Nesterov's momentum with L2 decay, as Sutskever 2013 and PyTorch write it."""
+    del step
+    gradient = gradient + decay * param
+    memory["m"] = B1 * memory.get("m", 0) + gradient
+    return param - lr * (gradient + B1 * memory["m"])
+
+
+def assert_close(ours, theirs, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
+
+
+@pytest.mark.parametrize("update", [adamw, lion, sgd])
+def test_optimizers_equal_their_papers_and_decay_kernels_alone(update):
+    assert_close(trained(cfg(name=update.__name__)), by_hand(update), rtol=2e-6, atol=1e-6)
+
+
+def test_decay_acts_on_kernels_alone():
+    found = optim.decay_mask(params())
+    assert found == {
+        "encoder": {"cls": False, "norm": {"scale": False}, "fc1": {"kernel": True}},
+        "head": {"linear": {"kernel": True, "bias": False}},
+    }
+
+
+def test_paths_name_each_leaf():
+    assert optim.paths(params())["head"]["linear"]["bias"] == "head/linear/bias"
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(0.5, None), (1e3, 1.0), (0.0, 1.0)])
+def test_clipping_keeps_the_direction_of_the_whole(clip, scale):
+    settings = cfg(name="sgd", b1=0.0, weight_decay=0.0, clip=clip)
+    moved = jax.tree.map(jnp.subtract, params(), trained(settings, lr=1.0, steps=1))
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads(0))))
+    scale = clip / norm if scale is None else scale
+    assert_close(moved, jax.tree.map(lambda g: scale * g, grads(0)), rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parameters_stay_and_have_no_moments():
+    settings = cfg(freeze="^encoder/")
+    found = trained(settings)
+    assert_close(found["encoder"], params()["encoder"], rtol=0)
+    assert_close(found["head"], by_hand(adamw)["head"], rtol=2e-6, atol=1e-6)
+    state = optim.make_optimizer(settings, lambda count: 0.1).init(params())
+    assert {leaf.size for leaf in jax.tree.leaves(state)} <= {1, 2, 8}  # counters, bias, kernel
+
+
+@pytest.mark.parametrize("freeze", ["encodre", "."])
+def test_freezing_nothing_or_everything_is_refused(freeze):
+    tx = optim.make_optimizer(cfg(freeze=freeze), lambda count: 0.1)
+    with pytest.raises(UserError, match=r"optim\.freeze .* matches no parameter, or all of them"):
+        tx.init(params())
+
+
+def test_cosine_warms_up_from_zero_and_ends_at_its_final_rate():
+    settings = cfg(lr=1e-3, final_lr=1e-6, schedule="cosine")
+    found = [float(optim.make_schedule(settings, 100, 20)(at)) for at in (0, 10, 20, 60, 100, 150)]
+    middle = 1e-6 + (1e-3 - 1e-6) / 2
+    np.testing.assert_allclose(found, [0, 5e-4, 1e-3, middle, 1e-6, 1e-6], rtol=1e-5)
+
+
+def test_constant_stays_after_its_warm_up():
+    found = optim.make_schedule(cfg(lr=0.1, schedule="constant"), 100, 4)
+    np.testing.assert_allclose([float(found(at)) for at in (0, 2, 4, 99)], [0, 0.05, 0.1, 0.1])
+
+
+def test_without_a_warm_up_the_first_step_has_the_full_rate():
+    assert float(optim.make_schedule(cfg(lr=0.1), 10, 0)(0)) == pytest.approx(0.1)
+
+
+def test_a_warm_up_that_takes_the_whole_run_is_refused():
+    with pytest.raises(UserError, match="takes 10 of the run's 10 steps"):
+        optim.make_schedule(cfg(), 10, 10)
+
+
+def test_a_rate_that_learns_nothing_is_refused():
+    with pytest.raises(UserError, match=r"optim\.lr must be positive, not 0"):
+        optim.make_schedule(cfg(lr=0.0), 10, 0)
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(UserError, match="Unknown optimizer 'adam'; known: adamw, lion, sgd"):
+        optim.make_optimizer(cfg(name="adam"), lambda count: 0.1)
+    with pytest.raises(UserError, match=r"Unknown schedule 'cosin'; known: constant, cosine.*Did"):
+        optim.make_schedule(cfg(schedule="cosin"), 10, 0)

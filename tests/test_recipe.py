@@ -1,0 +1,245 @@
+"""A recipe's keys are used or refused, and every recipe in configs/ can be built."""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from hmtl_jax import recipe, state
+from hmtl_jax.data import augment
+from hmtl_jax.errors import UserError
+from tests import tiny
+
+CONFIGS = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+    if path.stem != "__init__"
+)
+
+
+##### Every recipe that the repository holds #####
+
+
+class Faces(tiny.Source):
+    """Any of the data sets: eight expressions."""
+
+    def class_names(self, label):
+        return tuple("abcdefgh")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_recipe_builds(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"--config=configs/{name}.py" in module.__doc__  # opens with its command
+    arguments = ["", "cpu"] if module.get_config.__code__.co_argcount else [None]
+    for argument in arguments:
+        config = module.get_config() if argument is None else module.get_config(argument)
+        assert not unknown_keys(config, recipe.defaults())
+        recipe.check(config)
+        program = recipe.build(config, Faces(), 25_000)
+        made = jax.eval_shape(lambda program=program: state.create(program))
+        assert {"encoder", "heads_expression"} <= set(made.params)
+        assert ("decoders_mae" in made.params) == ("mae" in name or name == "synthetic")
+        steps = recipe.total_steps(config, 25_000)
+        rates = [float(program.schedule(step)) for step in (0, steps // 2, steps)]
+        assert rates[1] > rates[2] and rates[0] < rates[1]
+
+
+def unknown_keys(config, known):
+    """Keys of a recipe that no default names, tasks and pretexts left out."""
+    found = set(recipe.flat(config)) - set(recipe.flat(known))
+    return {key for key in found if not key.startswith(("tasks.", "pretexts."))}
+
+
+@pytest.mark.parametrize("name", ["ferplus_supervised", "ferplus_mae_lbp"])
+def test_an_unknown_argument_of_a_recipe_is_refused(name):
+    module = importlib.import_module(f"configs.{name}")
+    with pytest.raises(UserError, match="argument 'tpu' is unknown; known: cpu"):
+        module.get_config("tpu")
+
+
+##### What is asked for is what is built #####
+
+
+def build(changes):
+    """A program of the tiny recipe with `{"SECTION.KEY": value}` changed."""
+    config = tiny.config(8)
+    config.update_from_flattened_dict(changes)
+    recipe.check(config)
+    return recipe.build(config, tiny.Source(), 8)
+
+
+def test_a_program_follows_its_recipe():
+    config = tiny.config(8, accumulate=2, ema=0.5)
+    config.seed, config.nonfinite = 3, "skip"
+    config.augment.flip = 0.5
+    config.model.update({"pool": "mean", "drop_path": 0.1, "head_dropout": 0.3, "remat": True})
+    config.tasks.expression.label_smoothing = 0.2
+    config.pretexts.mae.mask_ratio = 0.5
+    program = tiny.program(config)
+    assert (program.seed, program.accumulate, program.ema) == (3, 2, 0.5)
+    assert program.skip_nonfinite
+    assert program.augment == augment.Augment(image_size=16, flip=0.5)
+    assert program.weights == {"expression": pytest.approx(0.1), "mae": pytest.approx(0.9)}
+    encoder, task = program.model.encoder, program.tasks["expression"]
+    assert (encoder.patch, encoder.dim, encoder.depth, encoder.heads) == (4, 16, 2, 2)
+    assert (encoder.pool, encoder.drop_path, encoder.remat, encoder.scan) == (
+        "mean",
+        0.1,
+        True,
+        False,
+    )
+    assert program.model.heads["expression"].dropout == 0.3
+    assert (task.classes, task.label_smoothing) == (tiny.CLASSES, 0.2)
+    mae = program.pretexts["mae"]
+    assert (mae.patch, mae.image_size, mae.num_kept) == (4, 16, 8)
+
+
+def test_every_augmentation_is_off_by_default():
+    assert build({}).augment == augment.Augment(image_size=16)
+    assert set(recipe.defaults().augment) == set(augment.Augment.__dataclass_fields__) - {
+        "image_size"
+    }
+
+
+def test_weights_of_the_parts_multiply():
+    program = build(
+        {"weighting.name": "fixed", "tasks.expression.weight": 2.0, "pretexts.mae.weight": 0.5}
+    )
+    assert program.weights == {"expression": 2.0, "mae": 0.5}
+
+
+def test_balanced_weights_are_majority_count_by_class_count():
+    config = tiny.config(8)
+    config.tasks.expression.class_weights = "balanced"
+    # Four calm, two glad, one grim, one without a label.
+    made = recipe.make_tasks(config, tiny.Source())
+    assert made["expression"].class_weights == (1.0, 2.0, 4.0)
+    assert recipe.balanced_weights(np.array([0, 0, 0, 1, -1]), 3) == (1.0, 3.0, 1.0)
+
+
+def test_class_weights_are_given_or_none():
+    config = tiny.config(8)
+    assert recipe.make_tasks(config, tiny.Source())["expression"].class_weights == ()
+    part = recipe.task("classification", label="expression", class_weights=(1, 2, 3))
+    config.tasks.expression = part
+    assert recipe.make_tasks(config, tiny.Source())["expression"].class_weights == (1.0, 2.0, 3.0)
+    for wrong in ("balance", (1.0, 2.0)):
+        config.tasks.expression = recipe.task(
+            "classification", label="expression", class_weights=wrong
+        )
+        with pytest.raises(UserError, match=r"class_weights must be 'none', 'balanced' or 3 num"):
+            recipe.make_tasks(config, tiny.Source())
+
+
+def test_steps_come_from_epochs_or_are_given():
+    config = tiny.config(8)
+    config.steps, config.epochs = 0, 2.5
+    assert recipe.steps_per_epoch(config, 39) == 4  # the rest fills no batch
+    assert recipe.total_steps(config, 39) == 10
+    config.steps = 7
+    assert recipe.total_steps(config, 39) == 7
+    with pytest.raises(UserError, match="batch_size 8 is larger than the 7 training examples"):
+        recipe.steps_per_epoch(config, 7)
+
+
+##### What is wrong is said #####
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.encoder": "resnet/16"}, "Unknown encoder 'resnet'; known: B, H, L, S, Ti"),
+        ({"model.encoder": "Ti/5"}, "patch 5 does not divide the image size 16; choose .*4, 8, 16"),
+        ({"model.encoder": "Ti/32"}, "patch 32 does not divide the image size 16"),
+        ({"optim.name": "adam"}, "Unknown optimizer 'adam'; known: adamw, lion, sgd"),
+        ({"optim.schedule": "linear"}, "Unknown schedule 'linear'; known: constant, cosine"),
+        ({"weighting.name": "geo"}, "Unknown weighting 'geo'; known: fixed, ssat"),
+        ({"weighting.lam": 1.5}, r"weighting\.lam must lie in \[0, 1\]"),
+        ({"tasks.expression.kind": "classify"}, "Unknown task 'classify'; known: classification"),
+        ({"pretexts.mae.kind": "puzle"}, "Unknown pretext 'puzle'; known: mae"),
+        (
+            {"pretexts.mae.targets": ("lbp_unifrom",)},
+            r"Unknown texture 'lbp_unifrom'; .*Did you mean 'lbp_uniform'",
+        ),
+        ({"pretexts.mae.decoder": "conv"}, "Unknown decoder 'conv'; known: tokens"),
+        ({"tasks.expression.label": "emotion"}, r"label 'emotion' is not in the data set; it has "),
+        ({"tasks.expression.label": "valence"}, "'valence' is not a class label"),
+        ({"model.pool": "max"}, r"model\.pool is 'max'; it must be one of cls, mean"),
+        ({"model.positions": "rope"}, r"model\.positions is 'rope'"),
+        ({"model.dtype": "float16"}, r"model\.dtype is 'float16'; .* float32, bfloat16"),
+        ({"job": "test"}, "job is 'test'; it must be one of train, evaluate"),
+        ({"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
+        ({"data.subset": 0.0}, r"data\.subset is a share in \(0, 1\], not 0.0"),
+        ({"optim.ema": 1.0}, r"optim\.ema is a decay in \[0, 1\), not 1.0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"steps": 0, "epochs": 0.0}, "trains for no step"),
+        ({"augment.flip": 2.0}, r"augment\.flip is 2.0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_mend(changes, says):
+    with pytest.raises(UserError, match=says):
+        build(changes)
+
+
+def test_a_recipe_trains_something_under_one_name():
+    config = tiny.config(8)
+    config.tasks, config.pretexts = ConfigDict(), ConfigDict()
+    with pytest.raises(UserError, match="neither a task nor a pretext"):
+        recipe.check(config)
+    config = tiny.config(8)
+    config.pretexts.expression = recipe.pretext_task("mae")
+    with pytest.raises(UserError, match=r"one task or pretext; rename \['expression'\]"):
+        recipe.check(config)
+    config = tiny.config(8)
+    config.pretexts.clean = recipe.pretext_task("mae")
+    with pytest.raises(UserError, match="rename clean"):
+        recipe.check(config)
+
+
+def test_parts_refuse_what_they_do_not_know_and_miss_what_they_need():
+    with pytest.raises(
+        UserError, match=r"Unknown task 'clasification'.*Did you mean 'classification'"
+    ):
+        recipe.task("clasification", label="expression")
+    with pytest.raises(UserError, match="Unknown pretext 'puzzle'; known: mae"):
+        recipe.pretext_task("puzzle")
+    with pytest.raises(
+        UserError, match=r"no setting 'smoothing'; .*Did you mean 'label_smoothing'"
+    ):
+        recipe.task("classification", label="expression", smoothing=0.1)
+    with pytest.raises(UserError, match="no setting 'patch'"):
+        recipe.pretext_task("mae", patch=8)  # the encoder's
+    with pytest.raises(UserError, match="classification part needs label"):
+        recipe.task("classification")
+
+
+def test_an_unknown_key_on_the_command_line_suggests_the_nearest():
+    config = tiny.config(8)
+    config.lock()
+    with pytest.raises((AttributeError, KeyError), match="warmup_epochs"):
+        config.optim.warmup_epoch = 3
+
+
+##### Whether a workdir is of the same recipe #####
+
+
+def test_differences_name_what_changes_the_run_and_nothing_else():
+    ours, theirs = tiny.config(8), tiny.config(8)
+    assert recipe.differences(recipe.flat(ours), recipe.flat(theirs)) == []
+    ours.job, ours.log_every, ours.eval_batch_size = "evaluate", 1, 64
+    ours.data.data_dir, ours.data.threads = "elsewhere", 9
+    ours.mesh.fsdp, ours.checkpoint.keep = 4, 9
+    assert recipe.differences(recipe.flat(ours), recipe.flat(theirs)) == []
+    ours.optim.lr, ours.pretexts.mae.targets = 0.5, ("ldp",)
+    assert recipe.differences(recipe.flat(ours), recipe.flat(theirs)) == [
+        "optim.lr: 0.001 → 0.5",
+        "pretexts.mae.targets: ['rgb', 'lbp'] → ['ldp']",
+    ]
+    del ours.pretexts["mae"]
+    found = recipe.differences(recipe.flat(ours), recipe.flat(theirs))
+    assert "pretexts.mae.mask_ratio: 0.75 → None" in found

@@ -1,0 +1,398 @@
+"""One step equals a plain float64 re-computation; what must not change it does not."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage.feature import local_binary_pattern
+
+from hmtl_jax import recipe, state, step
+from hmtl_jax.data import augment
+from tests import reference, tiny
+
+LAM, LR, MOMENTUM, DECAY, EMA, CLIP = 0.1, 0.5, 0.9, 0.05, 0.9, 0.05
+WEIGHTS, SMOOTHING, OF_LBP = (1.0, 2.0, 4.0), 0.1, 0.5
+# Of four micro-batches (row % 4) the first has no label at all, and the third one row that counts.
+BATCH = tiny.batch(8, missing=(0, 1, 4), invalid=(6,))
+
+
+def config_of(**optim):
+    """SGD, because a step of it is linear in the gradient: parameters show gradients."""
+    settings = {"name": "sgd", "lr": LR, "b1": MOMENTUM, "weight_decay": DECAY, "ema": EMA}
+    config = tiny.config(8, **(settings | optim))
+    config.tasks.expression = recipe.task(
+        "classification", label="expression", class_weights=WEIGHTS, label_smoothing=SMOOTHING
+    )
+    config.pretexts.mae.target_weights = (1.0, OF_LBP)
+    return config
+
+
+@pytest.fixture(scope="module")
+def program():
+    return tiny.program(config_of())
+
+
+@pytest.fixture(scope="module")
+def before(program):
+    return tiny.first_state(program)
+
+
+@pytest.fixture(scope="module")
+def train_step(program):
+    return recipe.jitted(step.train_step, program)
+
+
+@pytest.fixture(scope="module")
+def after(train_step, before):
+    return train_step(before, BATCH)
+
+
+##### The golden step: if it changes on purpose, change tests/reference.py by the paper #####
+
+
+@functools.cache
+def targets():
+    """Patches of the normalised pixels and of scikit-image's LBP, float64."""
+    images = BATCH["image"].astype(np.float64)
+    grey = np.round(images @ [0.299, 0.587, 0.114]).astype(np.uint8)
+    lbp = np.stack([local_binary_pattern(image, 8, 1) for image in grey])[..., None] / 255
+    rgb = reference.normalise(images / 255)
+    return {"rgb": reference.patches(rgb, 4), "lbp": reference.patches(lbp, 4)}
+
+
+def kept(program, at: int):
+    """The masks of a step: the one thing that the reference takes from the code under test."""
+    keys = step.augmented(program, jnp.int32(at), BATCH)["keys"]["mae"]
+    view, _ = program.pretexts["mae"].view(keys, jnp.zeros((8, 16, 16, 3)))
+    return np.asarray(view.keep)
+
+
+def reference_losses(params, keep_bk):
+    """Losses of BATCH by name, without the code under test."""
+    pixels = targets()["rgb"]
+    tokens = reference.vit(params["encoder"], pixels, (4, 4), 2)
+    logits = reference.dense(tokens[:, 0], params["heads_expression"]["linear"])
+    valid, label = BATCH["valid"], BATCH["expression"]
+    each = [
+        reference.cross_entropy(logits[row], label[row], SMOOTHING, WEIGHTS)
+        for row in np.flatnonzero(valid & (label >= 0))
+    ]
+    tokens = reference.vit(params["encoder"], pixels, (4, 4), 2, keep_bk)
+    rebuilt = reference.decode(params["decoders_mae"], tokens, keep_bk, 4, 2)
+    rgb, lbp = (
+        reference.masked_mse(rebuilt[name], targets()[name], keep_bk)[valid].mean()
+        for name in ("rgb", "lbp")
+    )
+    losses = {"expression": np.sum(each) / len(each), "mae/rgb": rgb, "mae/lbp": OF_LBP * lbp}
+    losses["mae"] = rgb + OF_LBP * lbp
+    return losses | {"total": LAM * losses["expression"] + (1 - LAM) * losses["mae"]}
+
+
+def test_losses_equal_the_reference(program, before, after, train_step):
+    metrics = after[1]
+    wanted = reference_losses(tiny.float64(before.params), kept(program, 0))
+    for name, value in wanted.items():
+        assert float(metrics[f"loss/{name}"]) == pytest.approx(value, rel=1e-5), name
+    # And those of the next step, with the parameters of this one and other masks.
+    wanted = reference_losses(tiny.float64(after[0].params), kept(program, 1))
+    metrics = train_step(after[0], BATCH)[1]
+    for name, value in wanted.items():
+        assert float(metrics[f"loss/{name}"]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_updated_parameters_equal_the_reference(program, before, after):
+    """Along random directions of each array, by differences of the reference's loss."""
+    rng, epsilon = np.random.default_rng(0), 1e-4
+    keep = kept(program, 0)
+    old, new = tiny.float64(before.params), tiny.float64(after[0].params)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(old)
+
+    def loss(index, value):
+        values = [value if i == index else leaf for i, (_, leaf) in enumerate(leaves)]
+        return reference_losses(jax.tree.unflatten(treedef, values), keep)["total"]
+
+    def directions(shape):
+        for _ in range(2):
+            dense = rng.normal(size=shape)
+            yield dense / np.linalg.norm(dense)
+        one = np.zeros(shape)
+        one.flat[rng.integers(one.size)] = 1
+        yield one
+
+    moved = 0.0
+    for index, (path, leaf) in enumerate(leaves):
+        decayed = path[-1].key == "kernel"
+        for d in directions(leaf.shape):
+            slope = loss(index, leaf + epsilon * d) - loss(index, leaf - epsilon * d)
+            gradient = slope / (2 * epsilon) + decayed * DECAY * np.sum(d * leaf)
+            # Nesterov's first step: the gradient itself, and once more with the momentum.
+            wanted = np.sum(d * leaf) - LR * (1 + MOMENTUM) * gradient
+            found = np.sum(d * jax.tree.leaves(new)[index])
+            assert found == pytest.approx(wanted, abs=1e-5), jax.tree_util.keystr(path)
+            moved = max(moved, abs(wanted - np.sum(d * leaf)))
+    assert moved > 0.1  # else the tolerance would say nothing
+
+
+def test_total_is_weighted_by_lambda(after):
+    metrics = after[1]
+    assert float(metrics["weight/expression"]) == pytest.approx(LAM)
+    assert float(metrics["weight/mae"]) == pytest.approx(1 - LAM)
+    total = LAM * metrics["loss/expression"] + (1 - LAM) * metrics["loss/mae"]
+    assert float(metrics["loss/total"]) == pytest.approx(float(total), rel=1e-6)
+    parts = metrics["loss/mae/rgb"] + metrics["loss/mae/lbp"]
+    assert float(metrics["loss/mae"]) == pytest.approx(float(parts), rel=1e-6)
+
+
+def gradients(before, after):
+    """What the first step of SGD was given, from the parameters that it left."""
+
+    def one(path, old, new):
+        decay = DECAY if path[-1].key == "kernel" else 0.0
+        return (old - new) / (LR * (1 + MOMENTUM)) - decay * old
+
+    return jax.tree_util.tree_map_with_path(
+        one, tiny.float64(before.params), tiny.float64(after.params)
+    )
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def test_metrics_say_what_the_step_did(before, after):
+    metrics = jax.device_get(after[1])
+    assert {value.dtype for value in metrics.values()} == {np.dtype("float32")}
+    assert metrics["grad_norm"] == pytest.approx(norm(gradients(before, after[0])), rel=1e-4)
+    assert metrics["lr"] == pytest.approx(LR)
+    assert metrics["nonfinite"] == 0 and metrics["skipped_images"] == 1
+
+
+##### What a step must not depend on #####
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ours), jax.device_get(theirs))
+
+
+def test_equal_state_and_batch_give_equal_bits(train_step, before, after):
+    assert_equal(train_step(before, BATCH), after)
+
+
+def test_an_invalid_row_changes_nothing(train_step, before, after):
+    other = {name: rows.copy() for name, rows in BATCH.items()}
+    other["image"][6] = 255 - other["image"][6]
+    other["expression"][6] = (other["expression"][6] + 1) % 3
+    assert_equal(train_step(before, other), after)
+    other["image"][7] = 255 - other["image"][7]
+    changed = train_step(before, other)[1]
+    assert float(changed["loss/total"]) != float(after[1]["loss/total"])
+
+
+def test_a_row_without_a_label_still_trains_the_pretext(train_step, before, after):
+    other = {name: rows.copy() for name, rows in BATCH.items()}
+    other["image"][0] = 255 - other["image"][0]
+    changed = train_step(before, other)[1]
+    assert float(changed["loss/expression"]) == float(after[1]["loss/expression"])
+    assert float(changed["loss/mae"]) != float(after[1]["loss/mae"])
+
+
+def test_a_batch_without_any_label_has_no_supervised_loss(train_step, before):
+    other = BATCH | {"expression": np.full(8, -1, np.int32)}
+    new, metrics = train_step(before, other)
+    assert float(metrics["loss/expression"]) == 0 and float(metrics["nonfinite"]) == 0
+    head = lambda state: state.params["heads_expression"]["linear"]["bias"]  # noqa: E731
+    np.testing.assert_array_equal(head(new), head(before))
+
+
+def test_each_step_draws_anew(train_step, before, after):
+    later = train_step(dataclasses.replace(before, step=jnp.int32(1)), BATCH)[1]
+    assert float(later["loss/mae"]) != float(after[1]["loss/mae"])
+    # Nothing is augmented here, so the clean view is that of any other step.
+    assert float(later["loss/expression"]) == float(after[1]["loss/expression"])
+
+
+def test_the_moving_average_warms_up_to_its_decay(train_step, before, after):
+    for at, decay in ((0, 0.1), (1, 2 / 11), (1000, EMA)):
+        old = dataclasses.replace(
+            before, step=jnp.int32(at), ema=jax.tree.map(lambda x: 2 * x, before.params)
+        )
+        new, _ = train_step(old, BATCH)
+        jax.tree.map(
+            lambda ema, was, param, d=decay: np.testing.assert_allclose(
+                ema, d * was + (1 - d) * param, rtol=1e-5, atol=1e-6
+            ),
+            *map(jax.device_get, (new.ema, old.ema, new.params)),
+        )
+
+
+##### Micro-batches, clipping, steps that are not finite #####
+
+
+@pytest.fixture(scope="module")
+def careful():
+    """The same step in four micro-batches, clipped, and undone where it is not finite."""
+    config = config_of(accumulate=4, clip=CLIP)
+    config.nonfinite = "skip"
+    program = tiny.program(config)
+    return recipe.jitted(step.train_step, program), tiny.first_state(program)
+
+
+@pytest.fixture(scope="module")
+def carefully(careful):
+    train_step, before = careful
+    return train_step(before, BATCH)
+
+
+def test_micro_batches_change_nothing(carefully, after):
+    for name, value in after[1].items():
+        assert float(carefully[1][name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_clipping_scales_the_gradients_to_the_norm(carefully, before, after):
+    plain, clipped = (gradients(before, done[0]) for done in (after, carefully))
+    assert norm(plain) > 2 * CLIP
+    assert norm(clipped) == pytest.approx(CLIP, rel=1e-4)
+    scale = CLIP / norm(plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, scale * b, atol=1e-6), clipped, plain)
+
+
+def test_a_step_that_is_not_finite_is_undone(careful):
+    train_step, before = careful
+    broken = jax.tree.map(jnp.copy, before.params)
+    broken["encoder"]["cls"] = jnp.full_like(broken["encoder"]["cls"], jnp.nan)
+    old = dataclasses.replace(before, params=broken)
+    new, metrics = train_step(old, BATCH)
+    assert float(metrics["nonfinite"]) == 1
+    assert int(new.step) == 1
+    assert_equal(dataclasses.replace(new, step=old.step), old)
+
+
+##### Augmentation, mixing and seeds, before the model #####
+
+
+def augmented(seed=0, **settings):
+    program = tiny.program(config_of())
+    program = dataclasses.replace(
+        program, seed=seed, augment=augment.Augment(image_size=16, **settings)
+    )
+    return jax.jit(functools.partial(step.augmented, program))(jnp.int32(3), BATCH)
+
+
+def test_mixing_gives_soft_labels_of_both_sources():
+    found = jax.device_get(augmented(mixup=0.8))
+    own = BATCH["image"].reshape(8, -1) / 255
+    other = np.roll(own, 1, axis=0)
+    # An example's own share is what its picture shows.
+    mixed = found["images"].reshape(8, -1)
+    share = np.sum((mixed - other) * (own - other), 1) / np.sum((own - other) ** 2, 1)
+    assert len(np.unique(share.round(4))) == 8 and np.all((share > 0) & (share < 1))
+    labelled = (BATCH["expression"] >= 0) & BATCH["valid"]
+    one_hot = np.eye(3)[BATCH["expression"]] * (BATCH["expression"] >= 0)[:, None]
+    soft = share[:, None] * one_hot + (1 - share[:, None]) * np.roll(one_hot, 1, axis=0)
+    np.testing.assert_allclose(found["targets"]["expression"], soft, atol=1e-5)
+    np.testing.assert_array_equal(found["masks"]["expression"], labelled & np.roll(labelled, 1))
+    valid = BATCH["valid"] & np.roll(BATCH["valid"], 1)
+    np.testing.assert_array_equal(found["masks"]["mae"], valid)
+
+
+class Leaning:
+    """A task whose label changes sign in a mirror."""
+
+    @staticmethod
+    def target(batch):
+        return jnp.arange(1.0, 9.0), jnp.ones(8)
+
+    @staticmethod
+    def flip(target, flipped):
+        return jnp.where(flipped, -target, target)
+
+
+def test_each_task_mends_its_label_for_a_mirror(program):
+    program = dataclasses.replace(
+        program, tasks={"pose": Leaning}, augment=augment.Augment(16, flip=0.5)
+    )
+    found = jax.device_get(step.augmented(program, jnp.int32(0), BATCH))
+    images = BATCH["image"] / np.float32(255)
+    mirrored = found["targets"]["pose"] < 0
+    assert 0 < mirrored.sum() < 8
+    wanted = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_allclose(found["images"], wanted, atol=1e-6)
+
+
+def test_another_seed_draws_other_views_and_masks():
+    ours, other = augmented(seed=0, flip=0.5), augmented(seed=1, flip=0.5)
+    assert not np.array_equal(ours["images"], other["images"])
+    bits, others = (jax.random.key_data(tree["keys"]["mae"]) for tree in (ours, other))
+    assert not np.any(np.all(bits == others, axis=-1))
+
+
+def test_another_name_changes_no_other_stream():
+    bits = lambda keys: [jax.random.key_data(key).tolist() for key in keys]  # noqa: E731
+    alone = bits(step.streams(0, jnp.int32(5), "view/mae"))
+    several = bits(step.streams(0, jnp.int32(5), "augment", "view/mae", "view/puzzle"))
+    assert several[1:2] == alone and len({tuple(key) for key in several}) == 3
+
+
+##### Any recipe keeps the state's form; evaluation #####
+
+
+@pytest.mark.parametrize(
+    ("model", "optim"),
+    [
+        ({"dtype": "bfloat16"}, {"name": "adamw", "accumulate": 2}),
+        ({"dtype": "bfloat16", "scan": True, "remat": True, "drop_path": 0.1}, {"name": "lion"}),
+        ({"positions": "learned", "pool": "mean"}, {"freeze": "^encoder/"}),
+    ],
+)
+def test_the_state_keeps_its_form(model, optim):
+    config = config_of(**optim)
+    config.model.update(model)
+    config.nonfinite = "skip"
+    program = tiny.program(config)
+    old = jax.eval_shape(lambda: state.create(program))
+    # Optax's Adam mixes a float with an integer counter.
+    with jax.numpy_dtype_promotion("standard"):
+        new, metrics = jax.eval_shape(functools.partial(step.train_step, program), old, BATCH)
+    form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert form(new) == form(old)
+    assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype("float32")}
+    assert {(x.shape, x.dtype) for x in metrics.values()} == {((), jnp.dtype("float32"))}
+
+
+@pytest.mark.parametrize("without", ["tasks", "pretexts"])
+def test_tasks_or_pretexts_alone(without):
+    config = config_of()
+    config[without] = {}
+    config.weighting.name = "fixed"
+    program = tiny.program(config)
+    old = jax.eval_shape(lambda: state.create(program))
+    _, metrics = jax.eval_shape(functools.partial(step.train_step, program), old, BATCH)
+    gone, left = ("expression", "mae") if without == "tasks" else ("mae", "expression")
+    assert f"loss/{left}" in metrics and f"loss/{gone}" not in metrics
+    found = jax.eval_shape(functools.partial(step.eval_step, program), old, BATCH)
+    assert set(found["predictions"]) == ({"expression"} if without == "pretexts" else set())
+
+
+def test_evaluation_predicts_from_the_clean_view_with_the_moving_average(program, before):
+    average = tiny.random_like(before.params, seed=5)
+    del average["decoders_mae"]  # evaluation has no use for it
+    found = recipe.jitted(step.eval_step, program)(dataclasses.replace(before, ema=average), BATCH)
+    params = tiny.float64(average)
+    tokens = reference.vit(params["encoder"], targets()["rgb"], (4, 4), 2)
+    logits = reference.dense(tokens[:, 0], params["heads_expression"]["linear"])
+    wanted = reference.softmax(logits)
+    np.testing.assert_allclose(found["predictions"]["expression"], wanted, atol=1e-5)
+    assert_equal(found["labels"], {k: v for k, v in BATCH.items() if k != "image"})
+
+
+def test_pictures_show_what_each_pretext_sees_and_makes(program, before):
+    found = jax.eval_shape(functools.partial(step.pretext_step, program), before, BATCH)
+    assert set(found) == {"images", "views", "targets", "outputs"}
+    assert found["views"]["mae"].keep.shape == (8, 4)
+    assert {name: x.shape for name, x in found["outputs"]["mae"].items()} == {
+        "rgb": (8, 16, 48),
+        "lbp": (8, 16, 16),
+    }

@@ -1,0 +1,409 @@
+"""Runs in this process, on eight devices: what they leave, say, refuse and survive."""
+
+import collections
+import json
+import pathlib
+import shutil
+import types
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from hmtl_jax import checkpoint, evaluate, sharding, train, workdir
+from hmtl_jax.data import pipeline, records
+from hmtl_jax.data.readers import READERS
+from hmtl_jax.errors import UserError
+from tests import runs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, compile_cache, tmp_path_factory):
+    """A whole run: its workdir, what it printed, and the splits it evaluated, in order."""
+    folder, evaluated = tmp_path_factory.mktemp("finished") / "run", []
+    real = pipeline.eval_batches
+
+    def spy(source, **options):
+        evaluated.append(source.split)
+        return real(source, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "eval_batches", spy)
+        printed = runs.run(runs.config(tiny_data), folder)
+    return types.SimpleNamespace(workdir=folder, printed=printed, evaluated=evaluated)
+
+
+##### What a run leaves and says #####
+
+
+def test_the_workdir_holds_everything(finished):
+    names = {path.name.partition(".out.")[0] for path in finished.workdir.iterdir()}
+    assert names == {
+        "config.json", "versions.json", "metrics.jsonl", "events", "checkpoints", "eval",
+        "pictures",
+    }  # fmt: skip
+    assert runs.steps(finished.workdir) == [12, 18]
+    kept = json.loads((finished.workdir / "config.json").read_text())
+    assert (kept["batch_size"], kept["tasks.expression.kind"]) == (16, "classification")
+    for name in ("mae", "curves", "expression_confusion"):
+        assert cv2.imread(f"{finished.workdir}/pictures/{name}.png") is not None
+
+
+def test_metrics_hold_the_promised_keys(finished):
+    lines = runs.writer.read(finished.workdir / "metrics.jsonl")
+    training = [line for line in lines if "loss/total" in line]
+    assert [line["step"] for line in training] == list(range(2, 19, 2))
+    promised = {
+        "step", "loss/total", "loss/expression", "loss/mae", "weight/expression", "weight/mae",
+        "lr", "grad_norm", "images_per_second", "data_wait_fraction", "nonfinite", "skipped_images",
+    }  # fmt: skip
+    for line in training:
+        assert set(line) == promised
+        assert all(np.isfinite(value) for value in line.values())
+        assert 0 <= line["data_wait_fraction"] <= 1
+        parts = [line[f"weight/{name}"] * line[f"loss/{name}"] for name in ("expression", "mae")]
+        assert line["loss/total"] == pytest.approx(sum(parts), rel=1e-5)
+    evaluated = [line for line in lines if "loss/total" not in line]
+    assert [line["step"] for line in evaluated] == [6, 12, 18]
+    assert "eval/validation/expression/accuracy" in evaluated[0]
+
+
+def test_training_learns(finished):
+    """Six times the same few faces: the loss must fall from that of a guess."""
+    lines = [line for line in runs.metrics(finished.workdir) if "loss/total" in line]
+    assert lines[0]["loss/expression"] == pytest.approx(np.log(8), abs=0.1)
+    assert lines[-1]["loss/total"] < lines[0]["loss/total"]
+
+
+def test_each_example_is_evaluated_once(finished):
+    found = runs.evaluations(finished.workdir)
+    tests = [name for name in found if name.startswith("test")]
+    assert len(tests) == 1
+    assert set(found) - set(tests) == {f"validation-{step}.json" for step in (6, 12, 18)}
+    for report in found.values():
+        size = runs.SIZES[report["split"]]
+        assert (report["examples"], report["skipped_images"]) == (size, 0)
+        assert report["expression"]["n"] == np.sum(report["expression"]["confusion"]) == size
+
+
+def test_the_test_split_is_read_once_at_the_end(finished):
+    pictures = "train"
+    assert finished.evaluated == ["validation", "validation", "validation", "test", pictures]
+
+
+def test_the_last_line_says_what_was_reached_and_where_to_look(finished):
+    last = finished.printed[-1]
+    (name,) = (name for name in runs.evaluations(finished.workdir) if name.startswith("test"))
+    report = runs.evaluations(finished.workdir)[name]
+    assert last.startswith(f"test: expression/accuracy {report['expression']['accuracy']:.4f}, ")
+    assert f"at step {report['step']} (the best by expression/accuracy)" in last
+    where, _, files = last.partition("; see ")[2].partition(": ")
+    assert where == str(finished.workdir)
+    assert f"eval/{name}" in files
+    assert all((finished.workdir / file).is_file() for file in files.split(", "))
+
+
+def test_progress_is_said_in_lines_of_steps(finished):
+    assert finished.printed[0] == "synthetic: 96 training examples, 18 steps of 16"
+    assert finished.printed[1].endswith("in training; 8 × cpu")
+    steps = [line for line in finished.printed if line.startswith("step ")]
+    assert len(steps) == 9
+    assert all("images/s  ETA " in line for line in steps)
+    assert len([line for line in finished.printed if line.startswith("  validation: ")]) == 3
+
+
+##### Evaluation #####
+
+
+def prepared(config, folder):
+    """A run that is ready to begin, inside its mesh; to be closed."""
+    return train.Run(config, folder, jax.sharding.get_mesh())
+
+
+@pytest.fixture
+def mesh():
+    with jax.set_mesh(sharding.make_mesh()), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_evaluation_reads_the_moving_average(finished, tiny_data, mesh):
+    """The recorded NLL is that of the averaged weights and not that of the last ones."""
+    run = prepared(runs.config(tiny_data), finished.workdir)
+    current = run.checkpoints.restore(18, run.abstract)
+    labels = pipeline.column(records.open_split(tiny_data, "synthetic", "validation"), "expression")
+
+    def nll(params):
+        state = checkpoint.dataclasses.replace(current, ema=params)
+        source = records.open_split(tiny_data, "synthetic", "validation")
+        batches = pipeline.eval_batches(source, **run.loading(16))
+        found = evaluate.predictions(run.eval_step, state, batches, run.mesh)
+        chosen = found["predictions"]["expression"][np.arange(len(labels)), labels]
+        return -np.log(chosen.astype(np.float64)).mean()
+
+    recorded = runs.evaluations(finished.workdir)["validation-18.json"]
+    assert recorded["weights"] == "moving average"
+    assert recorded["expression"]["nll"] == pytest.approx(nll(current.ema), rel=1e-6)
+    assert abs(recorded["expression"]["nll"] - nll(current.params)) > 1e-4
+    run.close()
+
+
+def test_evaluating_a_finished_run_again_gives_the_same_numbers(finished, tiny_data, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(finished.workdir, again)
+    shutil.rmtree(again / "eval")
+    printed = runs.run(runs.config(tiny_data, job="evaluate"), again)
+    assert printed == [finished.printed[-1].replace(str(finished.workdir), str(again))]
+    tests = {k: v for k, v in runs.evaluations(finished.workdir).items() if k.startswith("test")}
+    assert runs.evaluations(again) == tests
+    for name in ("config.json", "metrics.jsonl"):
+        assert (again / name).read_bytes() == (finished.workdir / name).read_bytes()
+
+
+def test_evaluating_nothing_is_refused_and_leaves_nothing(tiny_data, tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint to evaluate; train first"):
+        runs.run(runs.config(tiny_data, job="evaluate"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_best_by_validation_is_kept_and_reported(
+    tiny_data, compile_cache, tmp_path, monkeypatch
+):
+    """With made-up scores, whose best is neither the first nor the last."""
+    scores = iter([0.2, 0.9, 0.5, 0.0])
+    monkeypatch.setattr(
+        evaluate, "metrics", lambda tasks, found: {"expression": {"accuracy": next(scores)}}
+    )
+    cfg = runs.config(tiny_data, checkpoint__keep=1)
+    printed = runs.run(cfg, tmp_path / "run")
+    assert runs.steps(tmp_path / "run") == [12, 18]
+    assert "at step 12 (the best by expression/accuracy)" in printed[-1]
+    assert set(runs.evaluations(tmp_path / "run")) == {
+        "validation-6.json", "validation-12.json", "validation-18.json", "test-12.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("key, score", [("expression/accuracy", 0.25), ("expression/nll", -1.5)])
+def test_the_best_has_the_least_of_an_error(tiny_data, monkeypatch, key, score):
+    run = types.SimpleNamespace(
+        config=runs.config(tiny_data, checkpoint__best=key),
+        program=types.SimpleNamespace(tasks={"expression": None}),
+        evaluate=lambda split, current: {"expression": {"accuracy": 0.25, "nll": 1.5}},
+    )
+    assert train.validate(run, None, None) == score
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"checkpoint__best": "expresion/accuracy"}, "Did you mean 'expression'"),
+        ({"checkpoint__best": "accuracy"}, "must be TASK/METRIC"),
+        ({"data__validation": ""}, "needs data.validation, which is empty"),
+    ],
+)
+def test_a_best_that_cannot_be_is_refused_before_training(tiny_data, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        runs.run(runs.config(tiny_data, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+##### Whose the workdir is, and whether it can hold a run #####
+
+
+def test_a_workdir_of_another_recipe_is_refused(finished, tiny_data):
+    with pytest.raises(UserError) as caught:
+        runs.run(runs.config(tiny_data, optim__lr=0.5, seed=3), finished.workdir)
+    assert str(finished.workdir) in str(caught.value)
+    assert "optim.lr: 0.001 → 0.5; seed: 0 → 3" in str(caught.value)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(finished, tiny_data, tmp_path):
+    """Without config.json the checkpoint itself still knows."""
+    shutil.copytree(finished.workdir / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints/18 belongs .* optim\.lr: 0\.001 → 0\.5"):
+        runs.run(runs.config(tiny_data, optim__lr=0.5), tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_fails_first(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "open_split", None)  # nothing may be read before
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        runs.run(runs.config(tiny_data), tmp_path / "file" / "run")
+
+
+def test_a_full_disk_fails_before_training(tiny_data, tmp_path, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 1000))
+    with pytest.raises(UserError, match=r"has 1 kB free, but 4 checkpoints of .* kB need"):
+        runs.run(runs.config(tiny_data), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_start_that_fails_does_not_claim_the_workdir(tiny_data, tmp_path):
+    with pytest.raises(UserError, match="neither a workdir with checkpoints nor a checkpoint"):
+        runs.run(runs.config(tiny_data, init_from=str(tmp_path / "typo")), tmp_path / "run")
+    workdir.check(tmp_path / "run", runs.config(tiny_data))
+
+
+##### Where training starts and on what #####
+
+
+def test_init_from_lists_what_it_took_and_left(finished, tiny_data, compile_cache, tmp_path, mesh):
+    run = prepared(runs.config(tiny_data, init_from=str(finished.workdir)), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr(train, "say", printed.append)
+        current, _, first = train.begin(run)
+    run.close()
+    assert first == 0
+    last = run_arrays = runs.arrays(finished.workdir, 18)
+    average = last["ema/encoder/embed/kernel"]
+    np.testing.assert_array_equal(current.params["encoder"]["embed"]["kernel"], average)
+    head = current.params["heads_expression"]
+    assert not np.array_equal(
+        jax.tree.leaves(head)[1], run_arrays["params/heads_expression/linear/kernel"]
+    )
+    took, left = printed
+    assert took.startswith(f"init_from {finished.workdir}: took encoder/blocks (24), encoder/cls, ")
+    assert "encoder" not in left.partition(": left ")[2]
+    assert "heads_expression" in left and "decoders_mae" in left
+
+
+def test_init_from_refuses_another_size(finished, tiny_data, tmp_path):
+    cfg = runs.config(tiny_data, init_from=str(finished.workdir), model__encoder="32x2x2/8")
+    with pytest.raises(
+        UserError, match=r"does not fit the recipe's model.*fc2/bias \(16,\) → \(32,\)"
+    ):
+        runs.run(cfg, tmp_path / "run")
+
+
+def test_a_subset_is_its_share_of_each_class(tiny_data, tmp_path, mesh):
+    whole = records.open_split(tiny_data, "synthetic", "train")
+    classes = pipeline.column(whole, "expression")
+    run = prepared(runs.config(tiny_data, data__subset=0.25, steps=3), tmp_path)
+    wanted = sum(max(1, int(0.25 * n + 0.5)) for n in np.bincount(classes) if n)
+    assert run.batches.num_examples == wanted
+    assert run.steps == 3
+    seen = {int(i) for _ in range(40) for i in next(run.batches)["index"]}
+    assert len(seen) == wanted
+    run.close()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"data__data_dir": "/nowhere", "data__name": "ferplus"},
+            "data_dir /nowhere cannot be read",
+        ),
+        ({"data__name": "ferplus"}, "No prepared set 'ferplus' in data_dir .*synthetic"),
+        ({"data__validation": "dev"}, "Unknown split of synthetic 'dev'; known: test, train"),
+        ({"data__test": "tset"}, "Unknown split of synthetic 'tset'.*Did you mean 'test'"),
+        ({"batch_size": 12}, "batch_size 12 does not divide over 8 devices"),
+        ({"batch_size": 128}, "too few for one batch of 128"),
+        ({"model__encoder": "16x2x2/5"}, "patch 5 does not divide the image size 32"),
+        ({"model__encoder": "XL/16"}, "Unknown encoder 'XL'; known: B, H, L, S, Ti"),
+        ({"optim__name": "adm"}, "Unknown optimizer 'adm'; known: adamw, .*Did you mean 'adamw'"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_training(tiny_data, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said) as caught:
+        runs.run(runs.config(tiny_data, **changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+##### Losses that are not finite, and corrupt images #####
+
+POISONED, CORRUPT = 5, 7  # records of train
+
+
+@pytest.fixture(scope="module")
+def flawed_data(tiny_data, tmp_path_factory):
+    """The tiny data with soft labels, an infinite one, and a corrupt image in two splits."""
+    features = READERS["synthetic"]().features()
+    features["expression_soft"] = tfds.features.Tensor(shape=(8,), dtype=np.float32)
+
+    def examples(split):
+        source = records.open_split(tiny_data, "synthetic", split)
+        for index in range(len(source)):
+            record = source[index]
+            record["expression_soft"] = np.eye(8, dtype=np.float32)[record["expression"]]
+            if (split, index) == ("train", POISONED):
+                record["expression_soft"][0] = np.inf
+            if split != "test" and index == CORRUPT:
+                record["image"] = record["image"][:-200]
+            yield record
+
+    data_dir = tmp_path_factory.mktemp("flawed")
+    splits = {split: examples(split) for split in runs.SIZES}
+    records.write(data_dir, "synthetic", "1.0.0", features, splits, {})
+    return data_dir
+
+
+def poisoned_steps(flawed_data):
+    source = records.open_split(flawed_data, "synthetic", "train")
+    batches = pipeline.train_batches(
+        source, labels=[], image_size=32, batch_size=16, seed=0, tolerate_corrupt=True
+    )
+    found = [at for at in range(1, 2 * runs.PER_EPOCH + 1) if POISONED in next(batches)["index"]]
+    batches.close()
+    return found
+
+
+def test_flaws_stop_a_run_or_are_skipped_and_counted(
+    flawed_data, compile_cache, tmp_path, monkeypatch
+):
+    cfg = runs.config(
+        flawed_data, supervised=True, tasks__expression__soft=True, checkpoint__every=1, epochs=2.0
+    )
+    folder = tmp_path / "run"
+
+    # A corrupt image names its key.
+    key = records.open_split(flawed_data, "synthetic", "train")[CORRUPT]["key"]
+    with pytest.raises(UserError, match=f"Record '{key}' of the split 'train'.*tolerate corrupt"):
+        runs.run(cfg, folder)
+
+    # Tolerated, the run goes on to the infinite label; what came before is saved, and nothing else.
+    first, *others = poisoned_steps(flawed_data)
+    assert 1 < first <= runs.PER_EPOCH and len(others) == 1
+    cfg.data.tolerate_corrupt = True
+    with pytest.raises(UserError, match=rf"not finite at step {first}; nothing was saved since"):
+        runs.run(cfg, folder)
+    assert max(runs.steps(folder)) == first - 1
+    for step in runs.steps(folder):
+        assert all(np.isfinite(x).all() for x in runs.arrays(folder, step).values())
+
+    # Skipped, it ends, with both counted.
+    cfg.nonfinite, cfg.checkpoint.every = "skip", 0
+    printed = runs.run(cfg, folder)
+    assert f"going on from step {first - 1} of 12" in printed
+    lines = [line for line in runs.metrics(folder) if "loss/total" in line]
+    assert sum(line["nonfinite"] for line in lines) == 2
+    assert sum(line["skipped_images"] for line in lines) == 2
+    assert all(np.isfinite(x).all() for x in runs.arrays(folder, 12).values())
+    assert any("1 steps not finite" in line for line in printed)
+    report = runs.evaluations(folder)["validation-12.json"]
+    assert (report["examples"], report["skipped_images"]) == (19, 1)
+    assert report["expression"]["n"] == 19
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny_data, compile_cache, tmp_path):
+    """A step may blow the weights up while its own loss was still finite."""
+    cfg = runs.config(
+        tiny_data,
+        supervised=True,
+        optim__lr=3e38,
+        optim__weight_decay=1e6,
+        optim__warmup_epochs=0.0,
+        checkpoint__every=1,
+    )
+    with pytest.raises(
+        UserError, match="The weights are not finite after step 1, and were not saved"
+    ):
+        runs.run(cfg, tmp_path / "run")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert pathlib.Path(tmp_path / "run" / "metrics.jsonl").exists()
