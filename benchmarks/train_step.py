@@ -89,13 +89,14 @@ class Peer:
             python, str(pathlib.Path(__file__).with_name("torch_peer.py")), f"--encoder={encoder}",
             f"--image_size={args.image_size}", f"--batch_size={args.batch_size}", *options,
         ]  # fmt: skip
+        self.command = " ".join(command)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout and self.process.stdin
         self.answers, self.questions, self.bytes = self.process.stdout, self.process.stdin, 0.0
         if self.answers.readline().strip() != "ready":
-            sys.exit(f"error: the peer did not start: {' '.join(command)}")
+            sys.exit(f"error: the peer did not start: {self.command}")
 
     def ask(self, word: str, value: object) -> tuple[float, float]:
         """The two numbers that it answers; torch_peer.py says which."""
@@ -103,9 +104,7 @@ class Peer:
         self.questions.flush()
         answer = self.answers.readline().split()
         if len(answer) != 2:
-            sys.exit(
-                f"error: the peer ended; run it by hand: {' '.join(map(str, self.process.args))}"
-            )
+            sys.exit(f"error: the peer ended; run it by hand: {self.command}")
         return float(answer[0]), float(answer[1])
 
     def seconds(self, method: str, steps: int) -> float:
@@ -233,7 +232,7 @@ def check(args: argparse.Namespace) -> str:
     ours.state = dataclasses.replace(ours.state, params=params)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "step.npz")
-        np.savez(path, **exported(ours))
+        np.savez(path, allow_pickle=False, **exported(ours))
         theirs = peer.ask("check", path)
     peer.close()
     _, metrics = ours.step(ours.state, ours.batch)

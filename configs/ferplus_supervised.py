@@ -15,7 +15,7 @@ def get_config(arg: str = ""):
     cpu = recipe.argument(arg, "cpu")
     config = recipe.defaults()
     config.batch_size = 64 if cpu else 256
-    config.epochs = 20.0 if cpu else 300.0
+    config.epochs = 30.0 if cpu else 300.0
     config.log_every = 100 if cpu else 50
 
     config.data.name = "ferplus"
