@@ -175,32 +175,35 @@ def load_encoder(path: str, state: TrainState) -> tuple[TrainState, list[str], l
     with _readable(pathlib.Path(folder)):
         _check_arrays(pathlib.Path(folder))
         saved: Any = ocp.metadata(folder).metadata
-        params = "ema" if saved["ema"] else "params"
-    if "encoder" not in saved[params]:
-        raise UserError(f"init_from: {folder} holds no encoder, only {sorted(saved[params])}.")
-    wanted = {params: state.params["encoder"]}
-    if "encoder" in state.batch_stats:
-        wanted["batch_stats"] = state.batch_stats["encoder"]
-    for part, ours in wanted.items():
-        _check_fit(folder, ours, saved[part].get("encoder", {}))
+    # The moving average has the same two parts as the state itself.
+    source = saved["ema"] or saved
+    if "encoder" not in source["params"]:
+        raise UserError(f"init_from: {folder} holds no encoder, only {sorted(source['params'])}.")
+    parts = [p for p in ("params", "batch_stats") if "encoder" in getattr(state, p)]
     # Only the encoder is read, and each of its arrays goes straight to where ours lives.
     tree = jax.tree.map(lambda _: ocp.PLACEHOLDER, saved)
-    for part, ours in wanted.items():
-        tree[part]["encoder"] = jax.tree.map(
+    wanted = tree["ema"] if saved["ema"] else tree
+    for part in parts:
+        ours = getattr(state, part)["encoder"]
+        _check_fit(folder, ours, source[part].get("encoder", {}))
+        wanted[part]["encoder"] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), ours
         )
     with _readable(pathlib.Path(folder)):
         found = ocp.load(folder, tree)
-    encoder = found[params]["encoder"]
-    new = {"params": {**state.params, "encoder": encoder}}
+    found = found["ema"] if saved["ema"] else found
+    new: dict[str, Any] = {
+        part: {**getattr(state, part), "encoder": found[part]["encoder"]} for part in parts
+    }
+    taken = [f"encoder/{name}" for name in _flat(new["params"]["encoder"])]
+    left = [name for name in _flat(source["params"]) if name not in taken]
     if state.ema:
         # A copy: the state is donated, and a buffer cannot be donated twice.
-        new["ema"] = {**state.ema, "encoder": jax.tree.map(jax.numpy.copy, encoder)}
-    if "batch_stats" in wanted:
-        stats = found["batch_stats"]["encoder"]
-        new["batch_stats"] = {**state.batch_stats, "encoder": stats}
-    taken = [f"encoder/{name}" for name in _flat(encoder)]
-    left = [name for name in _flat(saved[params]) if name not in taken]
+        copies = jax.tree.map(jax.numpy.copy, {part: new[part]["encoder"] for part in parts})
+        new["ema"] = {
+            part: {**ours, "encoder": copies[part]} if part in copies else ours
+            for part, ours in state.ema.items()
+        }
     return dataclasses.replace(state, **new), taken, left
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import optim, pretext, tasks, weighting
+from hmtl_jax import optim, pretext, tasks, textures, weighting
 from hmtl_jax.data import augment, pipeline
 from hmtl_jax.errors import UserError, lookup, nearest
-from hmtl_jax.models import decoders, heads, hybrid, vit
+from hmtl_jax.models import decoders, encoders, heads, hybrid
 from hmtl_jax.step import Program
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -52,17 +52,21 @@ def defaults() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.encoder = "S/16"
+    config.model.input = "rgb"  # what tasks read: the picture, or the name of a texture
     config.model.pool = "cls"  # or "mean"
     config.model.positions = "sincos"  # or "learned"
     config.model.drop_path = 0.0
     config.model.head_dropout = 0.0
     config.model.scan = False  # one compiled block for all layers: short compile times
     config.model.remat = False  # recompute activations: less memory
+    config.model.fusion = ""  # concat, sum, cross_attention: heads read a pretext's view as well
     config.model.dtype = "bfloat16"  # of the computation; state and reductions are float32
 
     config.tasks = ConfigDict()
     config.pretexts = ConfigDict()
-    config.weighting = ConfigDict({"name": "fixed", "lam": 0.1})
+    config.stream = "clean"  # what tasks read in training; one_stream: the pretexts' views
+    # instead; siamese: both, as the geometric mean of the losses
+    config.weighting = weighting_defaults()
 
     config.optim = ConfigDict()
     config.optim.name = "adamw"
@@ -87,6 +91,17 @@ def defaults() -> ConfigDict:
     return config
 
 
+def weighting_defaults() -> ConfigDict:
+    """How losses combine; each setting is read by the weightings that it names."""
+    config = ConfigDict()
+    config.name = "fixed"  # ssat, geometric, uncertainty, dwa, gradnorm, pcgrad
+    config.lam = 0.1  # ssat: λ of the tasks, 1 − λ of the pretexts
+    config.lr = 1e-3  # uncertainty, gradnorm: of the weights
+    config.temperature = 2.0  # dwa
+    config.alpha = 1.5  # gradnorm
+    return config
+
+
 def augment_defaults() -> dict[str, Any]:
     """The augmentations, all off; `image_size` is data.image_size."""
     fields = augment.Augment.__dataclass_fields__
@@ -96,19 +111,20 @@ def augment_defaults() -> dict[str, Any]:
 def task(kind: str, **settings: Any) -> ConfigDict:
     """A task of a recipe: `config.tasks.expression = task("classification", label=...)`."""
     cls = lookup(tasks.TASKS, kind, "task")
-    return _part(cls, kind, settings, filled={"classes"})
+    return _part(cls, kind, settings, filled={"classes", "priors"})
 
 
 def pretext_task(kind: str, **settings: Any) -> ConfigDict:
     """A pretext of a recipe: `config.pretexts.mae = pretext_task("mae", targets=("lbp",))`."""
     cls = lookup(pretext.PRETEXTS, kind, "pretext")
-    return _part(cls, kind, settings, filled={"patch", "image_size"})
+    return _part(cls, kind, settings, filled={"patch", "image_size", "drops_tokens"})
 
 
 def _part(cls: type, kind: str, settings: dict, filled: set[str]) -> ConfigDict:
     """Every field of `cls` that the recipe may set, with its default."""
     fields = {k: f.default for k, f in cls.__dataclass_fields__.items() if k not in filled}
-    known = {"kind": kind, "weight": 1.0, **fields}
+    weight = {"weight": 1.0, "weight_schedule": "constant", "final_weight": 0.0}
+    known = {"kind": kind, **weight, **fields}
     if "class_weights" in fields:
         known["class_weights"] = "none"  # or "balanced", or one number a class
     for name in settings:
@@ -128,6 +144,9 @@ def check(config: ConfigDict) -> None:
     choices = {
         "job": (config.job, ("train", "evaluate")),
         "nonfinite": (config.nonfinite, ("stop", "skip")),
+        "stream": (config.stream, ("clean", "one_stream", "siamese")),
+        "model.fusion": (config.model.fusion, ("", *heads.FUSIONS)),
+        "model.input": (config.model.input, ("rgb", *textures.TEXTURES)),
         "model.pool": (config.model.pool, ("cls", "mean")),
         "model.positions": (config.model.positions, ("sincos", "learned")),
         "model.dtype": (config.model.dtype, tuple(DTYPES)),
@@ -137,10 +156,19 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(known)}.")
     if not config.tasks and not config.pretexts:
         raise UserError("The recipe has neither a task nor a pretext; give it at least one.")
-    twice = set(config.tasks) & set(config.pretexts)
-    if twice or "clean" in config.pretexts:
+    names = [*config.tasks, *config.pretexts]
+    bad = {name for name in names if names.count(name) > 1 or name == "clean" or "/" in name}
+    if bad:
         raise UserError(
-            f"A name stands for one task or pretext; rename {sorted(twice) or 'clean'}."
+            "A name stands for one task or pretext, is not 'clean' and holds no '/'; rename "
+            f"{', '.join(sorted(bad))}."
+        )
+    if config.stream != "clean" and not (config.tasks and config.pretexts):
+        raise UserError(f"stream {config.stream!r} needs a task and a pretext whose view it reads.")
+    if config.model.fusion and len(config.pretexts) != 1:
+        raise UserError(
+            f"model.fusion {config.model.fusion!r} needs one pretext whose view it fuses; the "
+            f"recipe has {len(config.pretexts)}."
         )
     if not 0.0 < config.data.subset <= 1.0:
         raise UserError(f"data.subset is a share in (0, 1], not {config.data.subset}.")
@@ -180,7 +208,8 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
 
 
 def _settings(part: ConfigDict) -> dict[str, Any]:
-    return {key: value for key, value in part.items() if key not in ("kind", "weight")}
+    ours = ("kind", "weight", "weight_schedule", "final_weight")
+    return {key: value for key, value in part.items() if key not in ours}
 
 
 def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]:
@@ -215,11 +244,16 @@ def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
 def make_pretexts(config: ConfigDict) -> dict[str, Any]:
     """The recipe's pretexts for its encoder and image size."""
     made, image_size = {}, config.data.image_size
-    patch = vit.parse(config.model.encoder).patch
-    vit.grid_of(image_size, patch)
+    encoder = encoders.parse(config.model.encoder)
+    encoder.check(image_size)
+    given = {
+        "image_size": image_size,
+        "patch": encoder.patch,
+        "drops_tokens": encoder.drops_tokens,
+    }
     for name, part in config.pretexts.items():
         cls = lookup(pretext.PRETEXTS, part.kind, "pretext")
-        settings, given = _settings(part), {"image_size": image_size, "patch": patch}
+        settings = _settings(part)
         settings |= {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
         made[name] = cls(**settings)
     return made
@@ -227,49 +261,68 @@ def make_pretexts(config: ConfigDict) -> dict[str, Any]:
 
 def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) -> hybrid.Hybrid:
     """The encoder of the recipe with a head a task and a decoder a pretext."""
-    size, model = vit.parse(config.model.encoder), config.model
-    vit.grid_of(config.data.image_size, size.patch)
+    encoder, model = encoders.parse(config.model.encoder), config.model
+    encoder.check(config.data.image_size)
     dtype = DTYPES[model.dtype]
-    encoder = vit.ViT(
-        patch=size.patch, dim=size.dim, depth=size.depth, heads=size.heads, pool=model.pool,
-        positions=model.positions, drop_path=model.drop_path, scan=model.scan, remat=model.remat,
-        dtype=dtype,
-    )  # fmt: skip
+    reads = {
+        "clean": ("clean",),
+        "one_stream": tuple(made_pretexts),
+        "siamese": ("clean", *made_pretexts),
+    }
+
+    def head(task: Any) -> Any:
+        if model.fusion:
+            return heads.FusionHead(task.num_outputs, model.fusion, model.head_dropout, dtype)
+        return heads.LinearHead(task.num_outputs, model.head_dropout, dtype)
+
     return hybrid.Hybrid(
-        encoder=encoder,
-        heads={
-            name: heads.LinearHead(task.num_outputs, model.head_dropout, dtype)
-            for name, task in made_tasks.items()
-        },
+        encoder=encoder.make(model, dtype),
+        heads={name: head(task) for name, task in made_tasks.items()},
         decoders={
             name: decoders.build(pretext.decoder_spec(), dtype)
             for name, pretext in made_pretexts.items()
         },
-        reads=dict.fromkeys(made_tasks, "clean"),
+        reads=dict.fromkeys(made_tasks, reads[config.stream]),
+        fuse=next(iter(made_pretexts)) if model.fusion else "",
     )
+
+
+def make_weighting(config: ConfigDict, steps: int, per_epoch: int) -> weighting.Fixed:
+    """The weighting of the recipe's losses, over a run of `steps`."""
+    sides = []
+    for parts in (config.tasks, config.pretexts):
+        sides.append(
+            {
+                name: weighting.schedule(
+                    name, part.weight, part.weight_schedule, part.final_weight, steps
+                )
+                for name, part in parts.items()
+            }
+        )
+    made = lookup(weighting.WEIGHTINGS, config.weighting.name, "weighting")(
+        *sides, config.weighting, per_epoch
+    )
+    if not any(float(weight(at)) for weight in made.base.values() for at in (0, steps)):
+        raise UserError(f"The weights of {', '.join(made.base)} are all 0; set one above 0.")
+    return made
 
 
 def build(config: ConfigDict, source: Any, examples: int) -> Program:
     """The program of a recipe for `examples` training examples of `source`."""
     made_tasks, made_pretexts = make_tasks(config, source), make_pretexts(config)
-    combine = lookup(weighting.WEIGHTINGS, config.weighting.name, "weighting")
-    weights = combine(
-        {name: part.weight for name, part in config.tasks.items()},
-        {name: part.weight for name, part in config.pretexts.items()},
-        config.weighting.lam,
-    ).weights()
-    per_epoch = steps_per_epoch(config, examples)
+    per_epoch, steps = steps_per_epoch(config, examples), total_steps(config, examples)
     schedule = optim.make_schedule(
-        config.optim, total_steps(config, examples), round(config.optim.warmup_epochs * per_epoch)
+        config.optim, steps, round(config.optim.warmup_epochs * per_epoch)
     )
     return Program(
         model=make_model(config, made_tasks, made_pretexts),
         tasks=made_tasks,
         pretexts=made_pretexts,
-        weights=weights,
+        weighting=make_weighting(config, steps, per_epoch),
         augment=augment.Augment(image_size=config.data.image_size, **config.augment),
         tx=optim.make_optimizer(config.optim, schedule),
         schedule=schedule,
+        input=config.model.input,
         seed=config.seed,
         accumulate=config.optim.accumulate,
         ema=config.optim.ema,

@@ -15,7 +15,8 @@ from hmtl_jax import sharding
 class TrainState:
     """step int32 []; params float32; batch_stats, ema empty where the recipe has none.
 
-    `ema` is the moving average of `params`; `task_weights` what a weighting learns or remembers.
+    `ema` holds the moving averages of `params` and `batch_stats` under these names; `task_weights`
+    is what a weighting learns or remembers.
     """
 
     step: jax.Array
@@ -26,23 +27,24 @@ class TrainState:
     task_weights: Any
 
 
-def evaluation_params(state: TrainState) -> Any:
-    """The weights that are evaluated and deployed: the moving average where one is kept."""
-    return state.ema or state.params
+def evaluation_variables(state: TrainState) -> dict[str, Any]:
+    """What is evaluated and deployed, as Linen takes it: the moving average where one is kept."""
+    return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def create(program: Any) -> TrainState:
     """The state at step 0; a pure function of the program's seed."""
     variables = program.init_model(jax.random.key(program.seed))
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    # A copy: the state is donated, and a buffer cannot be donated twice.
+    averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=program.tx.init(params),
-        # A copy: the state is donated, and a buffer cannot be donated twice.
-        ema=jax.tree.map(jnp.copy, params) if program.ema else {},
-        task_weights={},
+        ema=averages if program.ema else {},
+        task_weights=program.weighting.init(),
     )
 
 

@@ -1,14 +1,19 @@
 """The heart: one training step and one evaluation step, pure functions of (state, batch).
 
-    batch ─augment─▶ clean view ─each pretext─▶ its view and target
+    batch ─augment─▶ clean view ─each pretext─▶ its views and targets
     views ─one encoder, heads, decoders─▶ outputs ─per-example losses─▶ one weighted total ─▶ state
 
 The randomness of a step is derived from (seed, step) and from nothing else, and each loss is
 divided by the number of examples of the whole batch that have it. So a run continues exactly, and
-neither the number of devices nor of micro-batches changes what is computed.
+neither the number of devices nor of micro-batches changes what is computed. (Batch statistics are
+the exception that they always are: they belong to the micro-batch.)
+
+A loss's leaves are what is reduced: `expression`, or `expression/clean` and `expression/puzzle`
+where a task reads several views; `mae`, or `mae/rgb` and `mae/lbp`. The first part owns the leaf.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,17 +22,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hmtl_jax import sharding
+from hmtl_jax import sharding, textures, weighting
 from hmtl_jax.data import augment
 from hmtl_jax.pretext.view import View
-from hmtl_jax.state import TrainState, evaluation_params
+from hmtl_jax.state import TrainState, evaluation_variables
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Everything a step needs that is not an array: built from a recipe by recipe.py.
 
-    model: a Linen module that maps named views to named outputs. accumulate: micro-batches a step.
+    model: a Linen module that maps named views to outputs. weighting: what each loss weighs.
+    input: what the clean view shows: `rgb` or a texture. accumulate: micro-batches a step.
     ema: decay of the moving average, 0 for none. skip_nonfinite: leave the state as it was where
     the loss or a gradient is not finite.
     """
@@ -35,14 +41,25 @@ class Program:
     model: Any
     tasks: Mapping[str, Any]
     pretexts: Mapping[str, Any]
-    weights: Mapping[str, float]
+    weighting: weighting.Fixed
     augment: augment.Augment
     tx: optax.GradientTransformation
     schedule: Callable
+    input: str = "rgb"
     seed: int = 0
     accumulate: int = 1
     ema: float = 0.0
     skip_nonfinite: bool = False
+
+    @property
+    def separate(self) -> bool:
+        """Whether each leaf's gradient is taken on its own, one backward pass a leaf.
+
+        Weights that depend on the losses of the whole batch are not known in a micro-batch.
+        """
+        several_views = any(len(views) > 1 for views in self.model.reads.values())
+        late = self.weighting.from_losses or several_views
+        return self.weighting.separate or (self.accumulate > 1 and late)
 
     def init_model(self, rng: jax.Array) -> Any:
         """Variables for one image of the recipe's size, every view included."""
@@ -82,67 +99,94 @@ def augmented(program: Program, step: jax.Array, batch: Mapping[str, jax.Array])
 
 
 def make_views(program: Program, images: jax.Array, keys: Mapping[str, jax.Array]):
-    """Named views, and each pretext's target."""
-    views, targets = {"clean": View(images)}, {}
-    for name, pretext in program.pretexts.items():
-        views[name], targets[name] = pretext.view(keys[name], images)
+    """Named views: `clean`, and each pretext's as NAME, or NAME/0, NAME/1 …; and their targets.
+
+    keys: one key an example for each pretext whose views are wanted.
+    """
+    views = {"clean": View(textures.as_input(program.input, images))}
+    targets = {}
+    for name in keys:
+        pairs = program.pretexts[name].views(keys[name], images)
+        for index, (view, target) in enumerate(pairs):
+            key = name if len(pairs) == 1 else f"{name}/{index}"
+            views[key], targets[key] = view, target
     return views, targets
 
 
-def losses_of(program: Program, outputs: Mapping, targets: Mapping, pretext_targets: Mapping):
-    """Per-example losses by name, each float32 [B]; the parts of a pretext are named NAME/PART."""
-    losses, parts = {}, {}
+def owner(name: str) -> str:
+    """The task or pretext that a view or a leaf belongs to."""
+    return name.partition("/")[0]
+
+
+def leaf_losses(program: Program, outputs: Mapping, chunk: Mapping, targets: Mapping, features):
+    """Every leaf's per-example loss, float32 [B], from the outputs by view."""
+    losses = {}
     for name, task in program.tasks.items():
-        losses[name] = task.loss(outputs[name], targets[name])
-    for name, pretext in program.pretexts.items():
-        found = pretext.losses(outputs[name], pretext_targets[name])
-        losses[name] = sum(found.values())
-        if len(found) > 1:
-            parts |= {f"{name}/{part}": loss for part, loss in found.items()}
-    return losses, parts
+        reads = [view for view in outputs if owner(view) in program.model.reads[name]]
+        for view in reads:
+            leaf = name if len(reads) == 1 else f"{name}/{view}"
+            target, mask = chunk["targets"][name], chunk["masks"][name]
+            losses[leaf] = task.loss(outputs[view][name], target, mask)
+    for view, target in targets.items():
+        pretext = program.pretexts[owner(view)]
+        found = pretext.losses(outputs[view][owner(view)], target, features)
+        for part, loss in found.items():
+            losses[view if len(found) == 1 else f"{view}/{part}"] = loss
+    return losses
+
+
+def merged(program: Program, means: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+    """Leaf means → (losses by owner, ∂ loss of its owner / ∂ leaf).
+
+    A pretext's leaves are summed; a task's views give their geometric mean, as in HMTL's code.
+    """
+    losses, slopes = {}, {}
+    for name in (*program.tasks, *program.pretexts):
+        leaves = {leaf: mean for leaf, mean in means.items() if owner(leaf) == name}
+        if name in program.tasks and len(leaves) > 1:
+            found = weighting.geometric_weights(leaves, dict.fromkeys(leaves, 1 / len(leaves)))
+        else:
+            found = {leaf: jnp.ones((), jnp.float32) for leaf in leaves}
+        losses[name] = sum(found[leaf] * mean for leaf, mean in leaves.items())
+        slopes |= found
+    return losses, slopes
 
 
 def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Array]):
     """One step of every loss together: (state, batch) → (state, metrics of float32 [])."""
     examples = sharding.over_batch(augmented(program, state.step, batch))
-    divisors = {name: jnp.maximum(jnp.sum(m), 1.0) for name, m in examples["masks"].items()}
-    (dropout,) = streams(program.seed, state.step, "dropout")
-
-    def micro_loss(params, batch_stats, chunk, rng):
-        views, pretext_targets = make_views(program, chunk["images"], chunk["keys"])
-        outputs, updated = program.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            views, train=True, rngs={"dropout": rng}, mutable=["batch_stats"],
-        )  # fmt: skip
-        losses, parts = losses_of(program, outputs, chunk["targets"], pretext_targets)
-
-        def reduced(name, loss_b):
-            owner = name.partition("/")[0]
-            return jnp.sum(loss_b * chunk["masks"][owner]) / divisors[owner]
-
-        means = {name: reduced(name, loss) for name, loss in (losses | parts).items()}
-        total = sum(weight * means[name] for name, weight in program.weights.items())
-        return total, (means, updated.get("batch_stats", {}))
-
-    grads, means, batch_stats = accumulated(program, micro_loss, state, examples, dropout)
+    dropout, mixing = streams(program.seed, state.step, "dropout", "weighting")
+    grads, means, batch_stats = accumulated(program, state, examples, dropout)
+    losses, slopes = merged(program, means)
+    weights = program.weighting.weights(state.task_weights, losses, state.step)
+    by_owner = None
+    if program.separate:
+        by_owner = {
+            name: weighting.weighted_sum(
+                {leaf: g for leaf, g in grads.items() if owner(leaf) == name}, slopes
+            )
+            for name in losses
+        }
+        grads = program.weighting.combine(by_owner, weights, mixing)
+    total = sum(weights[name] * loss for name, loss in losses.items())
+    total += program.weighting.offset(state.task_weights)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grad_norm = optax.tree.norm(grads)
-    total = sum(weight * means[name] for name, weight in program.weights.items())
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     new = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=moving_average(program.ema, state, params),
-        task_weights=state.task_weights,
+        ema=moving_average(program.ema, state, params, batch_stats),
+        task_weights=program.weighting.update(state.task_weights, losses, by_owner, state.step),
     )
     if program.skip_nonfinite:
         kept = dataclasses.replace(state, step=state.step + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
-    metrics = {f"loss/{name}": mean for name, mean in means.items()}
-    metrics |= {f"weight/{name}": jnp.float32(w) for name, w in program.weights.items()}
+    metrics = {f"loss/{name}": loss for name, loss in (means | losses).items()}
+    metrics |= {f"weight/{name}": weight for name, weight in weights.items()}
     metrics |= {
         "loss/total": total,
         "lr": jnp.asarray(program.schedule(state.step), jnp.float32),
@@ -153,12 +197,15 @@ def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Arra
     return new, metrics
 
 
-def accumulated(program: Program, micro_loss, state: TrainState, examples, rng):
-    """Gradients and losses of the batch, summed over micro-batches: (grads, means, batch_stats)."""
-    grad = jax.grad(micro_loss, has_aux=True)
+def accumulated(program: Program, state: TrainState, examples: Mapping, rng: jax.Array):
+    """Gradients and leaf means of the batch, over micro-batches: (grads, means, batch_stats).
+
+    grads: of the weighted total; where the program separates them, of each leaf by name.
+    """
+    divisors = {name: jnp.maximum(jnp.sum(m), 1.0) for name, m in examples["masks"].items()}
+    of_chunk = functools.partial(chunk_gradients, program, state, divisors)
     if program.accumulate == 1:
-        grads, (means, batch_stats) = grad(state.params, state.batch_stats, examples, rng)
-        return grads, means, batch_stats
+        return of_chunk(state.batch_stats, examples, rng)
     count = program.accumulate
 
     # Row r goes to micro-batch r % count, so that each device keeps the rows that it has.
@@ -168,15 +215,13 @@ def accumulated(program: Program, micro_loss, state: TrainState, examples, rng):
     def body(carry, chunk_and_rng):
         sums, batch_stats = carry
         chunk, rng = chunk_and_rng
-        grads, (means, batch_stats) = grad(
-            state.params, batch_stats, sharding.over_batch(chunk), rng
-        )
+        grads, means, batch_stats = of_chunk(batch_stats, sharding.over_batch(chunk), rng)
         return (jax.tree.map(jnp.add, sums, (grads, means)), batch_stats), None
 
     chunks = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], chunks)
-    shapes = jax.eval_shape(grad, state.params, state.batch_stats, first, rng)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0]))
+    shapes = jax.eval_shape(of_chunk, state.batch_stats, first, rng)[:2]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     carry, _ = jax.lax.scan(
         body, (zeros, state.batch_stats), (chunks, jax.random.split(rng, count))
     )
@@ -184,32 +229,104 @@ def accumulated(program: Program, micro_loss, state: TrainState, examples, rng):
     return grads, means, batch_stats
 
 
-def moving_average(decay: float, state: TrainState, params: Any) -> Any:
-    """The average of the weights; its decay warms up as (1 + t) / (10 + t)."""
+def chunk_gradients(program: Program, state: TrainState, divisors, batch_stats, chunk, rng):
+    """Gradients, leaf means and batch statistics of one micro-batch."""
+
+    def leaf_means(params):
+        keys = chunk["keys"]
+        views, targets = make_views(program, chunk["images"], keys)
+        read = {name for names in program.model.reads.values() for name in names}
+        if "clean" not in read:
+            del views["clean"]
+        outputs, updated = program.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            views, train=True, rngs={"dropout": rng}, mutable=["batch_stats"],
+        )  # fmt: skip
+        losses = leaf_losses(program, outputs, chunk, targets, frozen_features(program, state))
+        means = {
+            leaf: jnp.sum(loss_b * chunk["masks"][owner(leaf)]) / divisors[owner(leaf)]
+            for leaf, loss_b in losses.items()
+        }
+        return means, updated.get("batch_stats", {})
+
+    if program.separate:
+        means, pull, batch_stats = jax.vjp(leaf_means, state.params, has_aux=True)
+        grads = {
+            leaf: pull({name: jnp.float32(name == leaf) for name in means})[0] for leaf in means
+        }
+        return grads, means, batch_stats
+
+    def total(params):
+        means, batch_stats = leaf_means(params)
+        losses, slopes = jax.lax.stop_gradient(merged(program, means))
+        weights = program.weighting.weights(state.task_weights, losses, state.step)
+        weights = jax.lax.stop_gradient(weights)
+        parts = (weights[owner(leaf)] * slopes[leaf] * mean for leaf, mean in means.items())
+        return sum(parts), (means, batch_stats)
+
+    grads, (means, batch_stats) = jax.grad(total, has_aux=True)(state.params)
+    return grads, means, batch_stats
+
+
+def frozen_features(program: Program, state: TrainState) -> Callable:
+    """Images [B, H, W, 3] in [0, 1] → the stages of the encoder's moving average, for losses that
+    compare features. Gradients flow into the images, not into the weights.
+    """
+
+    def features(images_bhwc: jax.Array) -> dict:
+        variables = jax.lax.stop_gradient(evaluation_variables(state))
+        return program.model.apply(variables, images_bhwc, method="features")
+
+    return features
+
+
+def moving_average(decay: float, state: TrainState, params: Any, batch_stats: Any) -> Any:
+    """The average of weights and statistics; its decay warms up as (1 + t) / (10 + t)."""
     if not decay:
         return {}
     step = state.step.astype(jnp.float32)
     decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: decay_now * a + (1.0 - decay_now) * p, state.ema, params)
+    new = {"params": params, "batch_stats": batch_stats}
+    return jax.tree.map(lambda a, p: decay_now * a + (1.0 - decay_now) * p, state.ema, new)
+
+
+def clean_outputs(program: Program, state: TrainState, images: jax.Array) -> dict:
+    """Every head's output for unaugmented images, by task: what is evaluated and deployed."""
+    keys = {}
+    if program.model.fuse:
+        # The view that is fused is part of the deployed model: the same draw for every image.
+        (key,) = streams(program.seed, 0, "fusion")
+        keys[program.model.fuse] = jnp.broadcast_to(key, (images.shape[0],))
+    views, _ = make_views(program, images, keys)
+    variables = evaluation_variables(state)
+    return program.model.apply(variables, views, train=False, decode=False)["clean"]
 
 
 def eval_step(program: Program, state: TrainState, batch: Mapping[str, jax.Array]) -> dict:
     """Predictions of every task on the clean view, with the labels and the mask beside them."""
     images = augment.to_float(batch["image"], program.augment.image_size)
-    variables = {"params": evaluation_params(state), "batch_stats": state.batch_stats}
-    outputs = program.model.apply(variables, {"clean": View(images)}, train=False)
+    outputs = clean_outputs(program, state, images) if program.tasks else {}
     predictions = {name: task.predict(outputs[name]) for name, task in program.tasks.items()}
     labels = {name: value for name, value in batch.items() if name != "image"}
     return {"predictions": predictions, "labels": labels}
 
 
+def encode_step(program: Program, state: TrainState, batch: Mapping[str, jax.Array]) -> dict:
+    """The frozen feature of each image, float32 [B, D], in the place of predictions: for probes."""
+    images = augment.to_float(batch["image"], program.augment.image_size)
+    images = textures.as_input(program.input, images)
+    stages = program.model.apply(evaluation_variables(state), images, method="features")
+    labels = {name: value for name, value in batch.items() if name != "image"}
+    return {"predictions": {"pooled": stages["pooled"]}, "labels": labels}
+
+
 def pretext_step(program: Program, state: TrainState, batch: Mapping[str, jax.Array]) -> dict:
-    """What the pretexts see, aim at and make of unaugmented images: for pictures."""
+    """What the pretexts see, aim at and make of unaugmented images, by view: for pictures."""
     images = augment.to_float(batch["image"], program.augment.image_size)
     (key,) = streams(program.seed, 0, "pictures")
     keys = {name: jax.random.split(key, images.shape[0]) for name in program.pretexts}
     views, targets = make_views(program, images, keys)
-    variables = {"params": evaluation_params(state), "batch_stats": state.batch_stats}
-    outputs = program.model.apply(variables, views, train=False)
-    outputs = {name: outputs[name] for name in program.pretexts}
+    found = program.model.apply(evaluation_variables(state), views, train=False)
+    outputs = {view: found[view][owner(view)] for view in targets}
+    views = {view: views[view] for view in targets}
     return {"images": images, "views": views, "targets": targets, "outputs": outputs}

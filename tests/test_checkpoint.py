@@ -41,7 +41,7 @@ def state(step=0, ema=True, **shape):
         params=params,
         batch_stats={},
         opt_state=(jax.tree.map(jnp.zeros_like, params), jnp.int32(step)),
-        ema=jax.tree.map(lambda x: x + 1, params) if ema else {},
+        ema={"params": jax.tree.map(lambda x: x + 1, params), "batch_stats": {}} if ema else {},
         task_weights={},
     )
 
@@ -230,12 +230,12 @@ def trained(workdir, scores=(0.5, 0.1), **shape):
 def test_init_from_takes_the_best_encoders_average_and_nothing_else(tmp_path):
     before = state(0, seed=9)
     after, taken, left = checkpoint.load_encoder(str(trained(tmp_path)), before)
-    theirs = state(1, seed=1).ema["encoder"]
+    theirs = state(1, seed=1).ema["params"]["encoder"]
     assert equal(after.params["encoder"], theirs)
-    assert equal(after.ema["encoder"], theirs)
+    assert equal(after.ema["params"]["encoder"], theirs)
     for name in ("heads_expression", "decoders_mae"):
         assert equal(after.params[name], before.params[name])
-        assert equal(after.ema[name], before.ema[name])
+        assert equal(after.ema["params"][name], before.ema["params"][name])
     assert equal(after.opt_state, before.opt_state)
     assert int(after.step) == 0
     assert taken == ["encoder/block0/kernel", "encoder/block1/kernel"]
@@ -259,7 +259,7 @@ def test_the_taken_encoder_lives_where_ours_did_and_may_be_donated(tmp_path):
     after, _, _ = checkpoint.load_encoder(str(trained(tmp_path)), before)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding, b.sharding), after, before)
     doubled = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(after)
-    wanted = 2 * np.asarray(state(1, seed=1).ema["encoder"]["block0"]["kernel"])
+    wanted = 2 * np.asarray(state(1, seed=1).ema["params"]["encoder"]["block0"]["kernel"])
     np.testing.assert_array_equal(doubled.params["encoder"]["block0"]["kernel"], wanted)
 
 

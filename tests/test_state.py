@@ -82,7 +82,7 @@ def test_parameters_moments_and_average_are_really_split(sharded):
 
 
 def test_the_average_starts_as_a_copy_that_can_be_donated(plain):
-    jax.tree.map(np.testing.assert_array_equal, plain.ema, plain.params)
+    jax.tree.map(np.testing.assert_array_equal, plain.ema["params"], plain.params)
     moved = jax.jit(lambda old: jax.tree.map(lambda x: x + 1, old), donate_argnums=0)(
         jax.tree.map(jnp.copy, plain)
     )
@@ -90,9 +90,9 @@ def test_the_average_starts_as_a_copy_that_can_be_donated(plain):
 
 
 def test_evaluation_takes_the_average_where_one_is_kept(plain):
-    assert state.evaluation_params(plain) is plain.ema
-    without = dataclasses.replace(plain, ema={})
-    assert state.evaluation_params(without) is plain.params
+    assert state.evaluation_variables(plain) is plain.ema
+    without = state.evaluation_variables(dataclasses.replace(plain, ema={}))
+    assert without["params"] is plain.params and without["batch_stats"] is plain.batch_stats
 
 
 def test_parameters_and_bytes_are_counted_once(plain, sharded):

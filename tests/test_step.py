@@ -66,7 +66,7 @@ def targets():
 def kept(program, at: int):
     """The masks of a step: the one thing that the reference takes from the code under test."""
     keys = step.augmented(program, jnp.int32(at), BATCH)["keys"]["mae"]
-    view, _ = program.pretexts["mae"].view(keys, jnp.zeros((8, 16, 16, 3)))
+    ((view, _),) = program.pretexts["mae"].views(keys, jnp.zeros((8, 16, 16, 3)))
     return np.asarray(view.keep)
 
 
@@ -216,15 +216,14 @@ def test_each_step_draws_anew(train_step, before, after):
 
 def test_the_moving_average_warms_up_to_its_decay(train_step, before, after):
     for at, decay in ((0, 0.1), (1, 2 / 11), (1000, EMA)):
-        old = dataclasses.replace(
-            before, step=jnp.int32(at), ema=jax.tree.map(lambda x: 2 * x, before.params)
-        )
+        double = jax.tree.map(lambda x: 2 * x, before.ema)
+        old = dataclasses.replace(before, step=jnp.int32(at), ema=double)
         new, _ = train_step(old, BATCH)
         jax.tree.map(
             lambda ema, was, param, d=decay: np.testing.assert_allclose(
                 ema, d * was + (1 - d) * param, rtol=1e-5, atol=1e-6
             ),
-            *map(jax.device_get, (new.ema, old.ema, new.params)),
+            *map(jax.device_get, (new.ema["params"], old.ema["params"], new.params)),
         )
 
 
@@ -379,7 +378,8 @@ def test_tasks_or_pretexts_alone(without):
 def test_evaluation_predicts_from_the_clean_view_with_the_moving_average(program, before):
     average = tiny.random_like(before.params, seed=5)
     del average["decoders_mae"]  # evaluation has no use for it
-    found = recipe.jitted(step.eval_step, program)(dataclasses.replace(before, ema=average), BATCH)
+    other = dataclasses.replace(before, ema={"params": average, "batch_stats": {}})
+    found = recipe.jitted(step.eval_step, program)(other, BATCH)
     params = tiny.float64(average)
     tokens = reference.vit(params["encoder"], targets()["rgb"], (4, 4), 2)
     logits = reference.dense(tokens[:, 0], params["heads_expression"]["linear"])

@@ -1,14 +1,43 @@
-"""What each loss weighs in the total."""
+"""What each loss weighs in the total: each formula of its paper, once more by hand."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from hmtl_jax import weighting
 from hmtl_jax.errors import UserError
 
+NAMES = ("a", "b", "c")
+OF = {"lam": 0.1, "lr": 0.05, "temperature": 2.0, "alpha": 1.5}
+
+
+def constants(**weights):
+    return {name: optax.constant_schedule(weight) for name, weight in weights.items()}
+
+
+def make(name, per_epoch=2, **weights):
+    weights = weights or dict.fromkeys(NAMES, 1.0)
+    return weighting.WEIGHTINGS[name](constants(**weights), {}, OF, per_epoch)
+
+
+def floats(weights):
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def at(made, losses, step=0, carried=None):
+    losses = {name: jnp.float32(loss) for name, loss in losses.items()}
+    carried = made.init() if carried is None else carried
+    return floats(made.weights(carried, losses, jnp.int32(step)))
+
+
+##### Fixed and scheduled, SSAT #####
+
 
 def test_ssat_gives_lambda_to_tasks_and_the_rest_to_pretexts():
-    weights = weighting.ssat({"expression": 1.0, "pose": 2.0}, {"mae": 0.5}, 0.1).weights()
-    assert weights == {
+    made = weighting.ssat(constants(expression=1.0, pose=2.0), constants(mae=0.5), 0.1)
+    assert at(made, {}) == {
         "expression": pytest.approx(0.1),
         "pose": pytest.approx(0.2),
         "mae": pytest.approx(0.45),
@@ -16,16 +45,163 @@ def test_ssat_gives_lambda_to_tasks_and_the_rest_to_pretexts():
 
 
 def test_fixed_weights_are_those_of_the_recipe():
-    assert weighting.fixed({"a": 1.0}, {"b": 0.0}, lam=0.1).weights() == {"a": 1.0, "b": 0.0}
+    made = weighting.WEIGHTINGS["fixed"](constants(a=1.0), constants(b=0.0), OF, 1)
+    assert at(made, {}) == {"a": 1.0, "b": 0.0}
 
 
-@pytest.mark.parametrize("weights", [{"a": 0.0, "b": 0.0}, {"a": -1.0}, {"a": float("nan")}, {}])
-def test_weights_that_train_nothing_or_backwards_are_refused(weights):
-    with pytest.raises(UserError, match=r"0 or more, and not all 0; got"):
-        weighting.Fixed(weights)
+@pytest.mark.parametrize(
+    ("kind", "quarter"),
+    [("constant", 2.0), ("linear", 1.75), ("cosine", 1 + np.cos(np.pi / 8) ** 2)],
+)
+def test_a_scheduled_weight_goes_from_its_start_to_its_end(kind, quarter):
+    weight = weighting.schedule("mae", 2.0, kind, 1.0, 100)
+    assert float(weight(0)) == pytest.approx(2.0)
+    assert float(weight(25)) == pytest.approx(quarter, rel=1e-5)
+    assert float(weight(100)) == pytest.approx(2.0 if kind == "constant" else 1.0)
+
+
+def test_an_unknown_schedule_and_a_negative_weight_are_refused():
+    with pytest.raises(UserError, match="weight_schedule of mae is 'steps'; known: constant"):
+        weighting.schedule("mae", 1.0, "steps", 0.0, 10)
+    for start, end in ((-1.0, 0.0), (1.0, -0.5), (float("nan"), 0.0)):
+        with pytest.raises(UserError, match="weight of mae must be 0 or more"):
+            weighting.schedule("mae", start, "linear", end, 10)
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1])
 def test_lambda_is_a_share(lam):
     with pytest.raises(UserError, match=r"weighting\.lam must lie in \[0, 1\]"):
-        weighting.ssat({"a": 1.0}, {"b": 1.0}, lam)
+        weighting.ssat(constants(a=1.0), constants(b=1.0), lam)
+
+
+##### Geometric mean #####
+
+
+def test_geometric_weights_are_the_slope_of_the_mean():
+    losses = {"a": 4.0, "b": 1.0, "c": 0.25}
+    made = make("geometric", a=1.0, b=2.0, c=1.0)
+    found = at(made, losses)
+    mean = 4.0**0.25 * 1.0**0.5 * 0.25**0.25
+    for name, share in (("a", 0.25), ("b", 0.5), ("c", 0.25)):
+        assert found[name] == pytest.approx(share * mean / losses[name], rel=1e-5)
+    assert sum(found[name] * losses[name] for name in NAMES) == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_loss_of_zero_leaves_the_geometric_mean_finite():
+    found = at(make("geometric"), {"a": 0.0, "b": 1.0, "c": 2.0})
+    assert all(np.isfinite(weight) for weight in found.values())
+
+
+##### Uncertainty #####
+
+
+def test_uncertainty_descends_kendalls_total():
+    made = make("uncertainty", a=1.0, b=3.0)
+    losses = {"a": jnp.float32(2.0), "b": jnp.float32(0.1)}
+    carried = made.init()
+    s, mean, square = np.zeros(2), np.zeros(2), np.zeros(2)
+    base = np.array([1.0, 3.0])
+    for t in range(1, 4):
+        found = at(made, losses, carried=carried)
+        np.testing.assert_allclose(list(found.values()), base * np.exp(-s), rtol=1e-5)
+        np.testing.assert_allclose(made.offset(carried), s.sum() / 2, rtol=1e-4, atol=1e-7)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
+            carried = made.update(carried, losses, None, jnp.int32(t))
+        slope = 0.5 - np.exp(-s) * [2.0, 0.1]  # of exp(−s) · loss + s / 2
+        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+        s = s - 0.05 * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+    # A loss above one half has more variance than weight, one below it less.
+    assert s[0] > 0 > s[1]
+
+
+##### Dynamic weight average #####
+
+
+def test_dwa_follows_the_pace_of_the_last_two_epochs():
+    made = make("dwa", per_epoch=2)
+    losses = np.array([[4.0, 1, 1], [2, 1, 1], [2, 1, 1], [1, 1, 2], [9, 9, 9], [1, 1, 1]])
+    carried = made.init()
+    for step, row in enumerate(losses):
+        found = list(at(made, {}, step, carried).values())
+        if step < 4:
+            np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+        else:
+            pace = losses[2:4].mean(0) / losses[0:2].mean(0)
+            wanted = 3 * np.exp(pace / 2) / np.exp(pace / 2).sum()
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        row = dict(zip(NAMES, row.astype(np.float32), strict=True))
+        carried = made.update(carried, row, None, jnp.int32(step))
+
+
+##### GradNorm #####
+
+
+def test_gradnorm_moves_weights_towards_even_norms():
+    made = make("gradnorm", a=1.0, b=1.0)
+    grads = {
+        "a": {"encoder": jnp.array([3.0, 4.0]), "head": jnp.array([100.0])},
+        "b": {"encoder": jnp.array([1.0, 0.0]), "head": jnp.array([0.0])},
+    }
+    carried = made.update(made.init(), {"a": 2.0, "b": 1.0}, grads, jnp.int32(0))
+    # Step 0: equal pace, so both norms (5 and 1) shall be 3: w = 1 ∓ lr · norm, then Σ w = 2.
+    w = np.array([1 - 0.05 * 5, 1 + 0.05 * 1])
+    w = 2 * w / w.sum()
+    np.testing.assert_allclose(list(carried["weights"].values()), w, rtol=1e-5)
+    assert floats(carried["first"]) == {"a": 2.0, "b": 1.0}
+    # Step 1: a has halved and b has not moved: b is behind and shall have the larger norm.
+    carried = made.update(carried, {"a": 1.0, "b": 1.0}, grads, jnp.int32(1))
+    norms, pace = np.array([5.0, 1.0]), np.array([0.5, 1.0])
+    target = (w * norms).mean() * (pace / pace.mean()) ** 1.5
+    w = w - 0.05 * np.sign(w * norms - target) * norms
+    np.testing.assert_allclose(list(carried["weights"].values()), 2 * w / w.sum(), rtol=1e-5)
+    assert floats(carried["first"]) == {"a": 2.0, "b": 1.0}
+
+
+def test_gradnorm_weights_stay_above_zero():
+    made = make("gradnorm", a=1.0, b=1.0)
+    grads = {"a": {"encoder": jnp.array([1e3])}, "b": {"encoder": jnp.array([1.0])}}
+    carried = made.update(made.init(), {"a": 1.0, "b": 1.0}, grads, jnp.int32(0))
+    assert 0 < float(carried["weights"]["a"]) < float(carried["weights"]["b"])
+
+
+##### PCGrad #####
+
+
+def surgery(grads, orders):
+    """Algorithm 1 of the paper, in float64."""
+    total = np.zeros_like(grads[0])
+    for i, order in enumerate(orders):
+        g = grads[i].copy()
+        for j in order:
+            if j != i and g @ grads[j] < 0:
+                g -= (g @ grads[j]) / (grads[j] @ grads[j]) * grads[j]
+        total += g
+    return total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pcgrad_projects_conflicting_gradients(seed):
+    vectors = np.random.default_rng(seed).normal(size=(3, 6))
+    vectors[1] -= vectors[0]  # a conflict for certain
+    trees = {
+        name: {
+            "x": jnp.asarray(v[:4].reshape(2, 2), jnp.float32),
+            "y": jnp.asarray(v[4:], jnp.float32),
+        }
+        for name, v in zip(NAMES, vectors, strict=True)
+    }
+    weights = {"a": 1.0, "b": 2.0, "c": 0.5}
+    key = jax.random.key(seed)
+    found = make("pcgrad").combine(trees, weights, key)
+    found = np.concatenate([np.ravel(found["x"]), found["y"]])
+    orders = [jax.random.permutation(jax.random.fold_in(key, i), 3).tolist() for i in range(3)]
+    wanted = surgery([weights[n] * v for n, v in zip(NAMES, vectors, strict=True)], orders)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    plain = sum(weights[n] * v for n, v in zip(NAMES, vectors, strict=True))
+    assert np.abs(wanted - plain).max() > 0.01
+
+
+def test_pcgrad_leaves_agreeing_gradients_alone():
+    trees = {n: {"x": jnp.eye(3)[i] + 1.0} for i, n in enumerate(NAMES)}
+    found = make("pcgrad").combine(trees, dict.fromkeys(NAMES, 1.0), jax.random.key(0))
+    np.testing.assert_allclose(found["x"], 4.0, rtol=1e-6)

@@ -81,7 +81,8 @@ def first_state(program: step.Program) -> state.TrainState:
     shapes = jax.eval_shape(lambda: state.create(program))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     params = random_like(shapes.params)
-    ema = jax.tree.map(jnp.copy, params) if shapes.ema else {}
+    ema = {"params": jax.tree.map(jnp.copy, params), "batch_stats": zeros.batch_stats}
+    ema = ema if shapes.ema else {}
     return dataclasses.replace(zeros, params=params, ema=ema)
 
 

@@ -11,29 +11,41 @@ from hmtl_jax.pretext.view import View
 
 
 class Hybrid(nn.Module):
-    """Named views in, named outputs out.
+    """Named views in, outputs by view and name out.
 
-    heads: a module a task. reads: for each task the view it reads. decoders: a module a pretext;
-    each reads the view of its own name. Only the heads and decoders whose view is given run, so
-    evaluation passes the clean view alone and never touches a decoder.
+    heads: a module a task. reads: for each task the owners of the views it reads in training (the
+    clean view it reads whenever there is one). decoders: a module a pretext; each reads that
+    pretext's views, NAME or NAME/0, NAME/1 …. fuse: the view whose stages every head gets beside
+    those of its own view, or "". decode: run the decoders too; evaluation never does.
     """
 
     encoder: nn.Module
     heads: Mapping[str, nn.Module]
     decoders: Mapping[str, nn.Module]
-    reads: Mapping[str, str]
+    reads: Mapping[str, tuple[str, ...]]
+    fuse: str = ""
 
-    def __call__(self, views: Mapping[str, View], *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, views: Mapping[str, View], *, train: bool = False, decode: bool = True
+    ) -> dict[str, dict[str, jax.Array]]:
         stages = self.encode(views, train=train)
-        outputs = {
-            name: head(stages[self.reads[name]], train=train)
-            for name, head in self.heads.items()
-            if self.reads[name] in views
-        }
-        for name, decoder in self.decoders.items():
-            if name in views:
-                outputs[name] = decoder(stages[name], views[name], train=train)
+        fused = [view for view in stages if view.partition("/")[0] == self.fuse][:1]
+        beside = [stages[view] for view in fused]
+        outputs: dict[str, dict[str, jax.Array]] = {}
+        for view, found in stages.items():
+            owner = view.partition("/")[0]
+            outputs[view] = {
+                name: head(found, *beside, train=train)
+                for name, head in self.heads.items()
+                if owner in ("clean", *self.reads[name])
+            }
+            if decode and owner in self.decoders:
+                outputs[view][owner] = self.decoders[owner](found, views[view], train=train)
         return outputs
+
+    def features(self, images_bhwc: jax.Array) -> dict[str, jax.Array]:
+        """Stages of images [B, H, W, 3] in [0, 1], as in evaluation; heads and decoders unread."""
+        return self.encoder(normalise(images_bhwc), None, train=False)
 
     def encode(self, views: Mapping[str, View], *, train: bool = False) -> dict[str, dict]:
         """Named views → named stages; views of equal shape share one call of the encoder."""

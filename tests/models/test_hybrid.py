@@ -46,7 +46,7 @@ def hybrid(calls: list, **decoders):
         encoder=Encoder(calls.append),
         heads={"expression": LinearHead(5)},
         decoders=decoders,
-        reads={"expression": "clean"},
+        reads={"expression": ("clean",)},
     )
 
 
@@ -94,21 +94,38 @@ def test_each_decoder_reads_the_view_of_its_name(variables):
     views = {"clean": view(0), "a": view(1, 3), "b": view(2, 3)}
     outputs = hybrid([], a=Decoder(), b=Decoder()).apply(variables, views, train=True)
     for name in ("a", "b"):
-        np.testing.assert_array_equal(outputs[name]["tokens"], views[name].keep)
-        np.testing.assert_array_equal(outputs[name]["keep"], views[name].keep)
+        np.testing.assert_array_equal(outputs[name][name]["tokens"], views[name].keep)
+        np.testing.assert_array_equal(outputs[name][name]["keep"], views[name].keep)
 
 
 def test_evaluation_on_the_clean_view_touches_no_decoder(variables):
     params = {k: v for k, v in variables["params"].items() if not k.startswith("decoders")}
     assert set(params) == {"encoder", "heads_expression"}
     model = hybrid([], a=Decoder(allowed=False), b=Decoder(allowed=False))
-    outputs = model.apply({"params": params}, {"clean": view(0)})
+    outputs = model.apply({"params": params}, {"clean": view(0)})["clean"]
     assert set(outputs) == {"expression"} and outputs["expression"].shape == (2, 5)
+    # The views that a fused head reads are no reason to decode them either.
+    views = {"clean": view(0), "a": view(1, 3)}
+    assert set(model.apply({"params": params}, views, decode=False)["a"]) == set()
 
 
 def test_a_head_whose_view_is_not_given_does_not_run(variables):
     outputs = hybrid([], a=Decoder()).apply(variables, {"a": view(1, 3)}, train=True)
-    assert set(outputs) == {"a"}
+    assert set(outputs) == {"a"} and set(outputs["a"]) == {"a"}
+
+
+def test_a_head_runs_on_every_view_that_it_reads(variables):
+    model = hybrid([], a=Decoder()).clone(reads={"expression": ("a",)})
+    views = {"clean": view(0), "a/0": view(1, 3), "a/1": view(2, 3), "b": view(2, 3)}
+    outputs = model.apply(variables, views, train=True)
+    assert {name: set(found) for name, found in outputs.items()} == {
+        "clean": {"expression"},
+        "a/0": {"a", "expression"},
+        "a/1": {"a", "expression"},
+        "b": set(),
+    }
+    alone = hybrid([]).apply(variables, {"clean": views["a/1"]})["clean"]["expression"]
+    np.testing.assert_array_equal(outputs["a/1"]["expression"], alone)
 
 
 def test_head_drops_out_in_training_alone_and_returns_f32():
