@@ -1,10 +1,31 @@
 """Supervised tasks: each is a head, a masked per-example loss, and metrics.
 
-A task is a frozen dataclass with `labels`, `num_outputs`, `target(batch) -> (target, mask)`,
-`flip(target, flipped)`, `loss(outputs, target) -> [B]`, `predict(outputs)` and
-`metrics(predictions, labels)`. To add one, write its file and its line below.
+A task is a frozen dataclass with
+
+- `labels`, the batch's keys that it reads, and `num_outputs`, the width of its linear head,
+- `target(batch) -> (target [B, …], mask [B])`: mask 0 where the label is missing, no NaN in either,
+- `flip(target, flipped)`: what mirroring the image does to the label,
+- `mixes`: whether λ·a + (1 − λ)·b of two targets means anything (mixup, CutMix),
+- `loss(outputs, target, mask) -> [B]`; the mask is for losses that couple the rows of a batch,
+- `predict(outputs) -> [B, …]`, and on the host `metrics(predictions, labels) -> dict`, in which
+  floats are measures, ints counts, None what nothing defines, and dicts and lists tables.
+
+Missing labels are -1 in int labels and NaN in float labels. To add a task, write its file and its
+line below.
 """
 
-from hmtl_jax.tasks.classification import Classification
+from typing import Any
 
-TASKS = {"classification": Classification}
+from hmtl_jax.tasks.binary import Binary
+from hmtl_jax.tasks.classification import Classification
+from hmtl_jax.tasks.multilabel import Multilabel
+from hmtl_jax.tasks.pose import Pose
+from hmtl_jax.tasks.regression import Regression
+
+TASKS: dict[str, Any] = {
+    "binary": Binary,
+    "classification": Classification,
+    "multilabel": Multilabel,
+    "pose": Pose,
+    "regression": Regression,
+}

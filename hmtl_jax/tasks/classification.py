@@ -1,4 +1,4 @@
-"""Softmax classification with class weights, label smoothing, and hard or soft labels."""
+"""Softmax classification: class weights, smoothing, focal loss, logit adjustment, soft labels."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmtl_jax import errors
 from hmtl_jax.metrics.classification import classification_metrics
 
 
@@ -17,7 +18,11 @@ class Classification:
     label: the batch's key, int32 [B], -1 where missing. soft: read `LABEL_soft` float32 [B, C]
     instead, all zeros where missing. class_weights: one a class, or empty for none; they multiply
     the loss of a class and do not change the divisor, which stays the number of labelled examples
-    (HMTL: majority count / class count). label_smoothing: Szegedy 2016.
+    (HMTL: majority count / class count). label_smoothing: Szegedy 2016. focal: the exponent gamma
+    that plays down what is predicted well (Lin 2017, arXiv 1708.02002); 0 is cross-entropy.
+    logit_adjustment: tau (Menon 2021, arXiv 2007.07314): training adds tau · log(prior) to each
+    logit, so that the plain logits rank classes as if all were equally frequent; 0 is off. priors:
+    shares of the classes in the training data, all above 0, which it needs.
     """
 
     label: str
@@ -25,6 +30,23 @@ class Classification:
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     soft: bool = False
+    focal: float = 0.0
+    logit_adjustment: float = 0.0
+    priors: tuple[float, ...] = ()
+
+    mixes = True
+
+    def __post_init__(self):
+        if self.focal < 0:
+            raise errors.UserError(
+                f"The classification task's focal is {self.focal}; set 0 (off) or more."
+            )
+        usable = len(self.priors) == len(self.classes) and min(self.priors, default=0.0) > 0
+        if self.logit_adjustment and not usable:
+            raise errors.UserError(
+                f"logit_adjustment needs the share of each of the {len(self.classes)} classes, "
+                f"above 0, as priors, not {self.priors}; leave it 0 where a class has no example."
+            )
 
     @property
     def num_outputs(self) -> int:
@@ -49,13 +71,22 @@ class Classification:
         del flipped
         return target
 
-    def loss(self, logits_bc: jax.Array, target_bc: jax.Array) -> jax.Array:
+    def loss(self, logits_bc: jax.Array, target_bc: jax.Array, mask_b: jax.Array) -> jax.Array:
         """Cross-entropy of the smoothed, weighted target in f32, float32 [B]."""
-        smooth = self.label_smoothing
+        del mask_b
+        smooth, logits_bc = self.label_smoothing, logits_bc.astype(jnp.float32)
         target_bc = (1.0 - smooth) * target_bc + smooth / self.num_outputs
         if self.class_weights:
             target_bc = target_bc * jnp.asarray(self.class_weights, jnp.float32)[None, :]
-        return -jnp.sum(target_bc * jax.nn.log_softmax(logits_bc.astype(jnp.float32)), axis=-1)
+        if self.logit_adjustment:
+            prior_c = jnp.log(jnp.asarray(self.priors, jnp.float32))
+            logits_bc = logits_bc + self.logit_adjustment * prior_c[None, :]
+        log_p_bc = jax.nn.log_softmax(logits_bc)
+        if self.focal:
+            # 1 - p, kept off 0, where a power below 1 has no gradient.
+            rest_bc = jnp.maximum(-jnp.expm1(log_p_bc), 1e-7)
+            target_bc = target_bc * rest_bc**self.focal
+        return -jnp.sum(target_bc * log_p_bc, axis=-1)
 
     def predict(self, logits_bc: jax.Array) -> jax.Array:
         """Class probabilities, float32 [B, C]."""

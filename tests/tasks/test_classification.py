@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
+from hmtl_jax import errors
 from hmtl_jax.tasks.classification import Classification
 
 CLASSES = ("calm", "glad", "grim", "wry")
@@ -19,7 +20,7 @@ def logits_bc(seed=0):
 
 def loss_of(task, logits, label=LABELS, **batch):
     target, mask = task.target({"expression": jnp.asarray(label), **batch})
-    return np.asarray(task.loss(jnp.asarray(logits), target)), np.asarray(mask)
+    return np.asarray(task.loss(jnp.asarray(logits), target, mask)), np.asarray(mask)
 
 
 def test_loss_is_the_log_loss_of_the_predictions():
@@ -82,18 +83,18 @@ def test_missing_soft_labels_are_rows_of_zeros():
 def test_bf16_logits_are_reduced_in_f32():
     task = Classification("expression", CLASSES, label_smoothing=0.1)
     logits = jnp.asarray(logits_bc(), jnp.bfloat16)
-    target, _ = task.target({"expression": jnp.asarray(LABELS)})
-    loss, predicted = task.loss(logits, target), task.predict(logits)
+    target, mask = task.target({"expression": jnp.asarray(LABELS)})
+    loss, predicted = task.loss(logits, target, mask), task.predict(logits)
     assert loss.dtype == predicted.dtype == jnp.float32
-    np.testing.assert_array_equal(loss, task.loss(logits.astype(jnp.float32), target))
+    np.testing.assert_array_equal(loss, task.loss(logits.astype(jnp.float32), target, mask))
     np.testing.assert_allclose(np.sum(predicted, 1), 1, rtol=1e-6)
 
 
 def test_huge_logits_stay_finite():
     task = Classification("expression", CLASSES)
-    target, _ = task.target({"expression": jnp.zeros(1, jnp.int32)})
+    target, mask = task.target({"expression": jnp.zeros(1, jnp.int32)})
     logits = jnp.array([[-1e4, 1e4, 0.0, 0.0]])
-    loss, gradient = jax.value_and_grad(lambda x: task.loss(x, target)[0])(logits)
+    loss, gradient = jax.value_and_grad(lambda x: task.loss(x, target, mask)[0])(logits)
     assert float(loss) == pytest.approx(2e4) and np.isfinite(gradient).all()
 
 
@@ -108,3 +109,49 @@ def test_metrics_leave_out_rows_without_a_label():
     predicted = np.eye(4)[[0, 1, 2, 0, 0]]
     found = task.metrics(predicted, {"expression": np.array([0, 1, 0, -1, -1])})
     assert found["n"] == 3 and found["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_focal_loss_is_the_papers():
+    """-(1 - p)^gamma log p of the true class, in float64."""
+    logits = logits_bc().astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    p = p[np.arange(6), LABELS]
+    losses, _ = loss_of(Classification("expression", CLASSES, focal=2.0), logits_bc())
+    np.testing.assert_allclose(losses, -((1 - p) ** 2) * np.log(p), rtol=1e-4, atol=1e-9)
+    weighted, _ = loss_of(Classification("expression", CLASSES, WEIGHTS, focal=2.0), logits_bc())
+    np.testing.assert_allclose(weighted, np.array(WEIGHTS)[LABELS] * losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("focal", [0.5, 1.0, 2.0])
+def test_focal_gradient_is_finite_where_the_truth_is_certain(focal):
+    task = Classification("expression", CLASSES, focal=focal)
+    target, mask = task.target({"expression": jnp.zeros(1, jnp.int32)})
+    gradient = jax.grad(lambda x: task.loss(x, target, mask)[0])(jnp.array([[1e3, 0.0, 0, 0]]))
+    assert np.isfinite(gradient).all()
+
+
+def test_logit_adjustment_is_the_papers():
+    """log(1 + sum over others of (prior' / prior)^tau e^(f' - f)): Menon 2021, equation 10."""
+    priors, tau = np.array([0.4, 0.3, 0.2, 0.1]), 0.7
+    task = Classification("expression", CLASSES, logit_adjustment=tau, priors=tuple(priors))
+    losses, _ = loss_of(task, logits_bc())
+    f = logits_bc().astype(np.float64)
+    for row, y in enumerate(LABELS):
+        others = [c for c in range(4) if c != y]
+        inner = sum((priors[c] / priors[y]) ** tau * np.exp(f[row, c] - f[row, y]) for c in others)
+        assert losses[row] == pytest.approx(np.log1p(inner), rel=1e-4)
+    plain = Classification("expression", CLASSES)
+    np.testing.assert_array_equal(task.predict(logits_bc()), plain.predict(logits_bc()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"logit_adjustment": 1.0}, "share of each of the 4 classes"),
+        ({"logit_adjustment": 1.0, "priors": (0.5, 0.5, 0.0, 0.0)}, "above 0"),
+        ({"focal": -1.0}, "focal is -1.0"),
+    ],
+)
+def test_unusable_settings_are_named(settings, words):
+    with pytest.raises(errors.UserError, match=words):
+        Classification("expression", CLASSES, **settings)

@@ -1,0 +1,108 @@
+"""Multi-label classification: K yes-or-no attributes with a sigmoid each, any of them missing."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hmtl_jax import errors
+from hmtl_jax.metrics.multilabel import multilabel_metrics
+from hmtl_jax.tasks.columns import check_labels, columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Multilabel:
+    """K attributes that are each 1, 0, or -1 where missing.
+
+    labels: the batch's keys, int32 [B] or [B, k], side by side K columns. names: of the columns;
+    the labels' own where empty. positive_weights: one an attribute, or empty for none; they
+    multiply the loss of its positives. swaps: pairs of names that a mirror exchanges, such as a
+    left and a right one; others stay as they are.
+
+    The loss of an example is the mean binary cross-entropy of the attributes that it has (ours:
+    the mean, so that examples with few labels weigh as much as those with all).
+    """
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    positive_weights: tuple[float, ...] = ()
+    swaps: tuple[tuple[str, str], ...] = ()
+
+    mixes = True
+
+    def __post_init__(self):
+        check_labels("multilabel", self.labels)
+        if self.positive_weights and len(self.positive_weights) != self.num_outputs:
+            raise errors.UserError(
+                f"The multilabel task has {self.num_outputs} attributes and "
+                f"{len(self.positive_weights)} positive_weights; give one each, or none."
+            )
+        self._mirrored()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The attributes' names."""
+        return self.names or self.labels
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.columns)
+
+    def target(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """float32 [B, K, 2], and the mask float32 [B] of rows with any label.
+
+        The last axis holds (known and 1, known), both 0 or 1: the loss is linear in the two, so
+        the mean of two targets has the mean of their losses, missing entries included.
+        """
+        value = columns(batch, self.labels)
+        known = (value >= 0).astype(jnp.float32)
+        positive = (value > 0).astype(jnp.float32)
+        return jnp.stack([positive, known], axis=-1), jnp.max(known, axis=1)
+
+    def flip(self, target: jax.Array, flipped: jax.Array) -> jax.Array:
+        """Exchanges the pairs of `swaps` in the rows that were mirrored."""
+        if not self.swaps:
+            return target
+        return jnp.where(flipped[:, None, None], target[:, jnp.array(self._mirrored())], target)
+
+    def _mirrored(self) -> list[int]:
+        place = {name: index for index, name in enumerate(self.columns)}
+        order = list(range(len(place)))
+        for pair in self.swaps:
+            left, right = (errors.lookup(place, name, "attribute in swaps") for name in pair)
+            order[left], order[right] = right, left
+        return order
+
+    def loss(self, logits_bk: jax.Array, target: jax.Array, mask_b: jax.Array) -> jax.Array:
+        """Binary cross-entropy in f32, the mean over an example's known attributes; [B]."""
+        del mask_b
+        logits_bk = logits_bk.astype(jnp.float32)
+        positive, known = target[..., 0], target[..., 1]
+        of_positive = -jax.nn.log_sigmoid(logits_bk)
+        if self.positive_weights:
+            of_positive = of_positive * jnp.asarray(self.positive_weights, jnp.float32)[None, :]
+        of_negative = -jax.nn.log_sigmoid(-logits_bk)
+        losses = positive * of_positive + (known - positive) * of_negative
+        return jnp.sum(losses, axis=1) / jnp.maximum(jnp.sum(known, axis=1), 1e-6)
+
+    def predict(self, logits_bk: jax.Array) -> jax.Array:
+        """Probability of each attribute, float32 [B, K]."""
+        return jax.nn.sigmoid(logits_bk.astype(jnp.float32))
+
+    def metrics(self, predictions: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict:
+        """Metrics of one split on the host; missing entries are left out."""
+        truth = columns(labels, self.labels, np).astype(np.int64)
+        return multilabel_metrics(predictions, truth, self.columns)
+
+
+def balanced_positive_weights(values_nk: np.ndarray) -> tuple[float, ...]:
+    """Negatives / positives of each attribute, among its known entries; 1 where it has no positive.
+
+    values_nk: [N, K] of 1, 0, and -1 where missing.
+    """
+    positives, negatives = (values_nk == 1).sum(axis=0), (values_nk == 0).sum(axis=0)
+    return tuple(
+        float(no / yes) if yes and no else 1.0 for yes, no in zip(positives, negatives, strict=True)
+    )
