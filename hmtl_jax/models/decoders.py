@@ -1,5 +1,6 @@
 """Decoders: from the encoder's stages of a view to what its pretext asks for."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.models.layers import Dense, LayerNorm
+from hmtl_jax.models.layers import Dense, LayerNorm, gelu
 from hmtl_jax.models.vit import Blocks, sincos_positions
 from hmtl_jax.pretext.view import View
 
@@ -55,7 +56,89 @@ class TokenDecoder(nn.Module):
         }
 
 
-DECODERS = {"tokens": TokenDecoder}
+class CellDecoder(nn.Module):
+    """SimMIM's decoder (Xie 2022): one linear layer on each cell of the last feature map.
+
+    grid: the pretext's cells along a side, which the map must have. outputs: (name, values a cell)
+    pairs; returns {name: float32 [B, N, values]} in raster order.
+    """
+
+    grid: int
+    outputs: tuple[tuple[str, int], ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: dict, view: View, *, train: bool) -> dict[str, jax.Array]:
+        del view, train
+        batch, height, width, dim = stages["patches"].shape
+        if (height, width) != (self.grid, self.grid):
+            raise UserError(
+                f"The encoder's last feature map is {height} x {width}, the masks have "
+                f"{self.grid} x {self.grid} cells; choose another data.image_size or model.encoder."
+            )
+        cells_bnd = stages["patches"].reshape(batch, height * width, dim)
+        return {
+            name: Dense(size, self.dtype, name=f"predict_{name}")(cells_bnd).astype(jnp.float32)
+            for name, size in self.outputs
+        }
+
+
+class TileHeads(nn.Module):
+    """The puzzle's heads (HMTL): dropout once, then linear layers on the pooled feature.
+
+    outputs: (question, heads, classes); returns {question: float32 [B, heads, classes]}. All heads
+    of a question are one layer. They start as the supervised head does (ours).
+    """
+
+    outputs: tuple[tuple[str, int, int], ...]
+    dropout: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: dict, view: View, *, train: bool) -> dict[str, jax.Array]:
+        del view
+        pooled_bd = nn.Dropout(self.dropout, deterministic=not train)(stages["pooled"])
+        init = nn.initializers.truncated_normal(0.02)
+        outputs = {}
+        for name, heads, classes in self.outputs:
+            layer = Dense(heads * classes, self.dtype, kernel_init=init, name=f"predict_{name}")
+            outputs[name] = layer(pooled_bd).astype(jnp.float32).reshape(-1, heads, classes)
+        return outputs
+
+
+class ImageDecoder(nn.Module):
+    """A light convolutional decoder (ours): the last feature map → float32 [B, size, size, 3].
+
+    Doubles the map until it covers the image: nearest neighbour, 3×3 convolution, norm, GELU, at
+    half the channels each time but not below 16; so all steps cost about the same. The values are
+    normalised pixels.
+    """
+
+    size: int
+    dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: dict, view: View, *, train: bool) -> jax.Array:
+        del view, train
+        x_bhwc, dim = Dense(self.dim, self.dtype, name="embed")(stages["patches"]), self.dim
+        for step in range(math.ceil(math.log2(max(self.size / x_bhwc.shape[1], 1)))):
+            x_bhwc = jnp.repeat(jnp.repeat(x_bhwc, 2, axis=1), 2, axis=2)
+            dim = max(dim // 2, min(dim, 16))
+            x_bhwc = nn.Conv(dim, (3, 3), dtype=self.dtype, name=f"conv{step}")(x_bhwc)
+            x_bhwc = gelu(LayerNorm(self.dtype, name=f"norm{step}")(x_bhwc))
+        if x_bhwc.shape[1] != self.size:
+            shape = (x_bhwc.shape[0], self.size, self.size, dim)
+            x_bhwc = jax.image.resize(x_bhwc, shape, "bilinear").astype(self.dtype)
+        return nn.Conv(3, (3, 3), dtype=self.dtype, name="predict")(x_bhwc).astype(jnp.float32)
+
+
+DECODERS = {
+    "cells": CellDecoder,
+    "image": ImageDecoder,
+    "tiles": TileHeads,
+    "tokens": TokenDecoder,
+}
 
 
 def build(spec: dict, dtype: Any) -> nn.Module:

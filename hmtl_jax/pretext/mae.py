@@ -1,7 +1,8 @@
 """Masked auto-encoding (He 2022) as the auxiliary task (SSAT, arXiv 2310.20704).
 
-A random quarter of the patches enters the encoder; a light decoder rebuilds the others, as pixels
-or as maps of local patterns (arXiv 2409.19582), or as several of them together.
+A random quarter of the patches is seen; a light decoder rebuilds the others, as pixels or as maps
+of local patterns (L-SSAT, arXiv 2409.19582), or as several of them together. A ViT reads the seen
+patches alone; for other encoders the masked ones are painted over (SimMIM, Xie 2022).
 """
 
 import dataclasses
@@ -12,49 +13,109 @@ import jax.numpy as jnp
 from hmtl_jax import textures
 from hmtl_jax.data.augment import normalise
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.patches import patchify
+from hmtl_jax.patches import patchify, unpatchify
+from hmtl_jax.pretext.paint import paint
 from hmtl_jax.pretext.view import View
+
+DECODERS = ("cells", "tokens")
+LOSSES = ("classes", "mse")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mae:
     """The pretext's settings, and its view, target and loss.
 
+    patch: the unit of the mask: the encoder's patch, or the pixels that a cell of its last feature
+    map covers. drops_tokens: whether the encoder can read a subset of the patches. mask_ratio:
+    share of the patches that are masked. input: what the view shows, `rgb` or a texture.
     targets: what is rebuilt: `rgb` and names of textures. target_weights: one a target (all 1
     where empty); L-SSAT publishes none. norm_patch: normalise each target patch to mean 0 and
-    variance 1 (off in SSAT). mask_ratio: share of the patches that the encoder does not read.
+    variance 1 (off in SSAT). loss: `mse`, or `classes`: a texture's codes are classified pixel by
+    pixel (ours). decoder: `tokens` drops the masked patches, `cells` paints over them and predicts
+    by one linear layer; empty: `tokens` where the encoder can. The dim, depth and heads are of
+    `tokens`.
     """
 
     patch: int
     image_size: int
+    drops_tokens: bool = True
     mask_ratio: float = 0.75
+    input: str = "rgb"
     targets: tuple[str, ...] = ("rgb",)
     target_weights: tuple[float, ...] = ()
     norm_patch: bool = False
-    decoder: str = "tokens"
+    loss: str = "mse"
+    decoder: str = ""
     decoder_dim: int = 128
     decoder_depth: int = 2
     decoder_heads: int = 16
 
     def __post_init__(self):
-        if not self.targets or isinstance(self.targets, str):
+        self._check_masks()
+        self._check_targets()
+        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32)
+        jax.eval_shape(lambda images: textures.as_input(self.input, images), image)
+        if self.decoder:
+            lookup(dict.fromkeys(DECODERS), self.decoder, "decoder")
+        if self.decoder == "tokens" and not self.drops_tokens:
             raise UserError(
-                f"pretexts.mae.targets is {self.targets!r}; give a tuple of 'rgb' and names of "
-                "textures, such as ('lbp',)."
+                "pretexts.mae.decoder 'tokens' needs an encoder that reads a subset of its "
+                "patches, a ViT; set it to 'cells' or leave it empty."
+            )
+
+    def _check_masks(self):
+        if self.image_size % self.patch:
+            raise UserError(
+                f"pretexts.mae masks squares of {self.patch} pixels, which do not fit "
+                f"data.image_size {self.image_size}; choose a multiple of {self.patch}."
             )
         if not 0.0 < self.mask_ratio < 1.0 or not 0 < self.num_kept < self.num_patches:
             raise UserError(
                 f"pretexts.mae.mask_ratio {self.mask_ratio} leaves {self.num_kept} of "
                 f"{self.num_patches} patches; choose a ratio that keeps some and hides some."
             )
-        for name in self.targets:
+
+    def _check_targets(self):
+        targets, weights = self.targets, self.target_weights
+        if not targets or isinstance(targets, str):
+            raise UserError(
+                f"pretexts.mae.targets is {targets!r}; give a tuple of 'rgb' and names of "
+                "textures, such as ('lbp',)."
+            )
+        for name in targets:
             lookup({"rgb": None, **textures.TEXTURES}, name, "texture")
-        if self.target_weights and len(self.target_weights) != len(self.targets):
+        if len(set(targets)) != len(targets):
+            raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
+        if weights and len(weights) != len(targets):
             raise UserError("pretexts.mae.target_weights needs one weight for each target.")
+        if weights and (min(weights) < 0 or max(weights) == 0):
+            raise UserError(
+                f"pretexts.mae.target_weights {weights} must not be negative nor all 0; give "
+                "at least one weight above 0."
+            )
+        lookup(dict.fromkeys(LOSSES), self.loss, "pretexts.mae.loss")
+        if self.loss == "classes":
+            self._check_classes()
+
+    def _check_classes(self):
+        if self.norm_patch:
+            raise UserError(
+                "pretexts.mae.norm_patch has no meaning for the loss 'classes'; switch it off."
+            )
+        for name in self.targets:
+            if name == "rgb" or textures.TEXTURES[name].values is None:
+                raise UserError(
+                    f"pretexts.mae.loss 'classes' needs textures of discrete codes, and {name!r} "
+                    "is continuous; set the loss to 'mse' or choose a target such as 'lbp'."
+                )
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch
 
     @property
     def num_patches(self) -> int:
-        return (self.image_size // self.patch) ** 2
+        return self.grid**2
 
     @property
     def num_kept(self) -> int:
@@ -62,35 +123,54 @@ class Mae:
 
     def decoder_spec(self) -> dict:
         """What models/decoders.py needs to build the decoder: its kind and its arguments."""
-        channels = {"rgb": 3} | {name: made.channels for name, made in textures.TEXTURES.items()}
-        outputs = {name: self.patch**2 * channels[name] for name in self.targets}
+        outputs = tuple((name, self.patch**2 * self.values_a_pixel(name)) for name in self.targets)
+        if not self._drops:
+            return {"kind": "cells", "grid": self.grid, "outputs": outputs}
         return {
-            "kind": self.decoder,
+            "kind": "tokens",
             "dim": self.decoder_dim,
             "depth": self.decoder_depth,
             "heads": self.decoder_heads,
-            "grid": self.image_size // self.patch,
-            "outputs": tuple(outputs.items()),
+            "grid": self.grid,
+            "outputs": outputs,
         }
 
-    def view(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[View, dict]:
+    @property
+    def _drops(self) -> bool:
+        return self.drops_tokens and self.decoder != "cells"
+
+    def values_a_pixel(self, name: str) -> int:
+        """How many numbers the decoder predicts for a pixel of this target."""
+        if name == "rgb":
+            return 3
+        texture = textures.TEXTURES[name]
+        num_codes = texture.num_codes if self.loss == "classes" else None
+        return texture.channels * (num_codes or 1)
+
+    def views(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[tuple[View, dict], ...]:
         """Masks each image on its own.
 
-        rngs_b: one key an example. images_bhwc: float32 [B, H, W, 3] in [0, 1]. Returns the view
-        and the target: `hidden` float32 [B, N], 1 where a patch is masked, and for each name in
-        `targets` its patches, float32 [B, N, patch² × channels].
+        rngs_b: one key an example. images_bhwc: float32 [B, H, W, 3] in [0, 1]. Returns one view
+        and its target: `hidden` float32 [B, N], 1 where a patch is masked, and for each name in
+        `targets` its patches [B, N, patch² × channels], float32, or int32 classes.
         """
         noise_bn = jax.vmap(lambda key: jax.random.uniform(key, (self.num_patches,)))(rngs_b)
         order_bn = jnp.argsort(noise_bn, axis=1)
-        keep_bk = order_bn[:, : self.num_kept]
         hidden_bn = (jnp.argsort(order_bn, axis=1) >= self.num_kept).astype(jnp.float32)
         target = {"hidden": hidden_bn}
         for name in self.targets:
             target[name] = self.target_patches(name, images_bhwc)
-        return View(images_bhwc, keep_bk), target
+        shown = textures.as_input(self.input, images_bhwc)
+        if self._drops:
+            view = View(shown, order_bn[:, : self.num_kept])
+        else:
+            view = View(paint(shown, hidden_map(hidden_bn, self.patch, self.grid)))
+        return ((view, target),)
 
     def target_patches(self, name: str, images_bhwc: jax.Array) -> jax.Array:
         """The patches to rebuild: normalised pixels for `rgb`, else a texture scaled to [0, 1]."""
+        if self.loss == "classes":
+            return patchify(textures.classes(name, images_bhwc), self.patch)
         maps = normalise(images_bhwc) if name == "rgb" else textures.target(name, images_bhwc)
         patches_bnp = patchify(maps, self.patch)
         if not self.norm_patch:
@@ -99,13 +179,33 @@ class Mae:
         variance = jnp.var(patches_bnp, axis=-1, keepdims=True, ddof=1)
         return (patches_bnp - mean) / jnp.sqrt(variance + 1e-6)
 
-    def losses(self, outputs: dict, target: dict) -> dict[str, jax.Array]:
-        """Per-example mean squared error over the masked patches only, float32 [B], by target."""
+    def losses(self, output: dict, target: dict, features) -> dict[str, jax.Array]:
+        """Per-example loss over the masked patches only, float32 [B], by target.
+
+        The mean over their values of the squared error, or over their pixels of the cross-entropy.
+        """
+        del features
         weights = self.target_weights or (1.0,) * len(self.targets)
         hidden_bn = target["hidden"]
         losses = {}
         for name, weight in zip(self.targets, weights, strict=True):
-            error = jnp.square(outputs[name].astype(jnp.float32) - target[name])
+            predicted = output[name].astype(jnp.float32)
+            if self.loss == "classes":
+                error = cross_entropy(predicted, target[name])
+            else:
+                error = jnp.square(predicted - target[name])
             error_bn = jnp.mean(error, axis=-1)
             losses[name] = weight * jnp.sum(error_bn * hidden_bn, 1) / jnp.sum(hidden_bn, 1)
         return losses
+
+
+def cross_entropy(logits_bnq: jax.Array, classes_bnp: jax.Array) -> jax.Array:
+    """float32 [B, N, P] of logits [B, N, P × classes], the classes of one pixel side by side."""
+    logits = logits_bnq.reshape(*classes_bnp.shape, -1)
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_p, classes_bnp[..., None], axis=-1)[..., 0]
+
+
+def hidden_map(hidden_bn: jax.Array, patch: int, grid: int) -> jax.Array:
+    """[B, N] by patch → [B, H, W, 1] by pixel."""
+    return unpatchify(jnp.repeat(hidden_bn[:, :, None], patch**2, axis=2), patch, grid)

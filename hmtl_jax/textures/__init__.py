@@ -87,6 +87,24 @@ def classes(name: str, images_bhwc: jax.Array) -> jax.Array:
     )
 
 
+def as_input(name: str, images_bhwc: jax.Array) -> jax.Array:
+    """RGB in [0, 1] -> what an encoder reads instead, float32 [B, H, W, 3] in [0, 1].
+
+    `rgb` returns the images; a texture of one map is repeated three times. A texture of another
+    number of maps than 1 and 3 raises UserError.
+    """
+    if name == "rgb":
+        return images_bhwc
+    channels = errors.lookup({"rgb": None, **TEXTURES}, name, "texture").channels
+    if channels not in (1, 3):
+        raise errors.UserError(
+            f"Texture {name!r} has {channels} maps and cannot be an encoder's input; "
+            "choose one of 1 or 3 maps."
+        )
+    maps = target(name, images_bhwc)
+    return jnp.repeat(maps, 3, axis=3) if channels == 1 else maps
+
+
 def _log_var(gray_bhw: jax.Array) -> jax.Array:
     """LBP's variance on a logarithmic scale in [0, 1] (ours): a linear one is nearly all black."""
     return jnp.log1p(lbp(gray_bhw, method="var")) / jnp.log1p(_MAX_VAR)

@@ -1,5 +1,7 @@
 """The masked auto-encoder's masks, targets and loss."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,12 @@ def keys(seed=0, batch=BATCH):
     return jax.random.split(jax.random.key(seed), batch)
 
 
+def only(pairs) -> Any:
+    """The one view and its target."""
+    (pair,) = pairs
+    return pair
+
+
 def random_outputs(mae, seed=1):
     rng = np.random.default_rng(seed)
     sizes = dict(mae.decoder_spec()["outputs"])
@@ -34,8 +42,8 @@ def random_outputs(mae, seed=1):
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.75, 9), (0.5, 18), (0.9, 3)])
 def test_each_patch_is_kept_or_hidden_exactly_once(images_bhwc, ratio, kept):
-    mae = Mae(PATCH, SIZE, ratio)
-    view, target = mae.view(keys(), images_bhwc)
+    mae = Mae(PATCH, SIZE, mask_ratio=ratio)
+    view, target = only(mae.views(keys(), images_bhwc))
     hidden = np.asarray(target["hidden"])
     assert mae.num_kept == kept and view.keep.shape == (BATCH, kept)
     assert view.keep.dtype == jnp.int32
@@ -49,7 +57,7 @@ def test_each_patch_is_kept_or_hidden_exactly_once(images_bhwc, ratio, kept):
 def test_masks_are_each_examples_own_and_uniform():
     mae = Mae(PATCH, SIZE)
     images = jnp.zeros((2000, SIZE, SIZE, 3))
-    hidden = np.asarray(mae.view(keys(batch=2000), images)[1]["hidden"])
+    hidden = np.asarray(only(mae.views(keys(batch=2000), images))[1]["hidden"])
     assert len(np.unique(hidden[:BATCH], axis=0)) == BATCH
     # 2000 masks: the share of one patch has a standard deviation of 0.0097.
     assert np.abs(hidden.mean(axis=0) - 0.75).max() < 0.05
@@ -57,22 +65,22 @@ def test_masks_are_each_examples_own_and_uniform():
 
 def test_a_mask_depends_on_its_own_key_alone(images_bhwc):
     mae = Mae(PATCH, SIZE)
-    whole, _ = mae.view(keys(), images_bhwc)
-    part, _ = mae.view(keys()[2:4], images_bhwc[2:4])
+    whole, _ = only(mae.views(keys(), images_bhwc))
+    part, _ = only(mae.views(keys()[2:4], images_bhwc[2:4]))
     np.testing.assert_array_equal(whole.keep[2:4], part.keep)
-    other, _ = mae.view(keys(seed=1), images_bhwc)
+    other, _ = only(mae.views(keys(seed=1), images_bhwc))
     assert not np.array_equal(whole.keep, other.keep)
 
 
 def test_rgb_targets_are_normalised_pixels(images_bhwc):
-    _, target = Mae(PATCH, SIZE).view(keys(), images_bhwc)
+    _, target = only(Mae(PATCH, SIZE).views(keys(), images_bhwc))
     pixels = reference.normalise(np.asarray(images_bhwc, np.float64))
     np.testing.assert_allclose(target["rgb"], reference.patches(pixels, PATCH), atol=1e-5)
 
 
 def test_texture_targets_are_code_maps_in_the_unit_interval(images_bhwc):
     mae = Mae(PATCH, SIZE, targets=("rgb", "lbp", "ldp"))
-    _, target = mae.view(keys(), images_bhwc)
+    _, target = only(mae.views(keys(), images_bhwc))
     for name in ("lbp", "ldp"):
         maps = textures.target(name, images_bhwc)
         np.testing.assert_array_equal(target[name], reference.patches(maps, PATCH))
@@ -82,7 +90,9 @@ def test_texture_targets_are_code_maps_in_the_unit_interval(images_bhwc):
 
 
 def test_norm_patch_gives_each_patch_mean_0_and_variance_1(images_bhwc):
-    _, target = Mae(PATCH, SIZE, targets=("rgb", "lbp"), norm_patch=True).view(keys(), images_bhwc)
+    _, target = only(
+        Mae(PATCH, SIZE, targets=("rgb", "lbp"), norm_patch=True).views(keys(), images_bhwc)
+    )
     for name in ("rgb", "lbp"):
         np.testing.assert_allclose(np.mean(target[name], axis=-1), 0, atol=1e-5)
         # By n - 1 values, as the authors' code does.
@@ -91,16 +101,16 @@ def test_norm_patch_gives_each_patch_mean_0_and_variance_1(images_bhwc):
 
 def test_norm_patch_of_a_flat_patch_is_zero_and_finite():
     mae = Mae(PATCH, SIZE, targets=("lbp",), norm_patch=True)
-    _, target = mae.view(keys(), jnp.full((BATCH, SIZE, SIZE, 3), 0.5))
+    _, target = only(mae.views(keys(), jnp.full((BATCH, SIZE, SIZE, 3), 0.5)))
     inner = target["lbp"].reshape(BATCH, 6, 6, 16)[:, 1:-1, 1:-1]  # outside the image is dark
     assert np.isfinite(target["lbp"]).all() and np.abs(inner).max() < 1e-3
 
 
 def test_loss_is_the_mean_squared_error_of_masked_patches(images_bhwc):
     mae = Mae(PATCH, SIZE, targets=("rgb", "ldp"), target_weights=(1.0, 0.25))
-    view, target = mae.view(keys(), images_bhwc)
+    view, target = only(mae.views(keys(), images_bhwc))
     outputs = random_outputs(mae)
-    losses = mae.losses(outputs, target)
+    losses = mae.losses(outputs, target, None)
     keep = np.asarray(view.keep)
     for name, weight in (("rgb", 1.0), ("ldp", 0.25)):
         prediction, wanted = (np.asarray(tree[name], np.float64) for tree in (outputs, target))
@@ -111,8 +121,11 @@ def test_loss_is_the_mean_squared_error_of_masked_patches(images_bhwc):
 
 def test_predictions_of_kept_patches_get_no_gradient(images_bhwc):
     mae = Mae(PATCH, SIZE, targets=("rgb", "lbp"))
-    _, target = mae.view(keys(), images_bhwc)
-    total = lambda outputs: sum(jnp.sum(loss) for loss in mae.losses(outputs, target).values())  # noqa: E731
+    _, target = only(mae.views(keys(), images_bhwc))
+
+    def total(outputs):
+        return sum(jnp.sum(loss) for loss in mae.losses(outputs, target, None).values())
+
     gradient = jax.grad(total)(random_outputs(mae))
     hidden = np.asarray(target["hidden"], bool)
     for name in ("rgb", "lbp"):
@@ -122,18 +135,18 @@ def test_predictions_of_kept_patches_get_no_gradient(images_bhwc):
 
 def test_bf16_predictions_are_reduced_in_f32(images_bhwc):
     mae = Mae(PATCH, SIZE)
-    _, target = mae.view(keys(), images_bhwc)
+    _, target = only(mae.views(keys(), images_bhwc))
     rounded = random_outputs(mae)["rgb"].astype(jnp.bfloat16)
-    found = mae.losses({"rgb": rounded}, target)["rgb"]
+    found = mae.losses({"rgb": rounded}, target, None)["rgb"]
     assert found.dtype == jnp.float32
-    same = mae.losses({"rgb": rounded.astype(jnp.float32)}, target)["rgb"]
+    same = mae.losses({"rgb": rounded.astype(jnp.float32)}, target, None)["rgb"]
     np.testing.assert_array_equal(found, same)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, 0.99])
 def test_a_ratio_that_hides_or_keeps_nothing_is_refused(ratio):
     with pytest.raises(UserError, match=r"mask_ratio .* of 36 patches"):
-        Mae(PATCH, SIZE, ratio)
+        Mae(PATCH, SIZE, mask_ratio=ratio)
 
 
 @pytest.mark.parametrize("targets", [(), "lbp"])
