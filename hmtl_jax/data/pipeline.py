@@ -200,6 +200,25 @@ def column(source: Source, label: str) -> np.ndarray:
     return np.asarray([source[index][label] for index in range(len(source))])
 
 
+def entry_names(source: Source, labels: Sequence[str]) -> tuple[str, ...]:
+    """Names of the columns that scalar labels and vectors of labels make side by side.
+
+    A scalar has its own name; the entries of a vector have those that `source.class_names(label)`
+    tells, or LABEL/0, LABEL/1 and so on. An unknown label, or one of more axes, raises UserError.
+    """
+    names: list[str] = []
+    for label, (shape, _) in _label_specs(source, labels).items():
+        if len(shape) > 1:
+            raise errors.UserError(
+                f"Label {label!r} of {_name(source)} has the shape {list(shape)}; a task reads "
+                "single numbers and vectors of them."
+            )
+        read = getattr(source, "class_names", lambda label: None)
+        numbered = [f"{label}/{index}" for index in range(shape[0])] if shape else [label]
+        names += (read(label) or numbered) if shape else numbered
+    return tuple(names)
+
+
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of a global batch that belong to a process."""
     if batch_size < 1 or batch_size % process_count:

@@ -268,6 +268,18 @@ def test_an_unknown_label_lists_the_known(make):
         make(Records(9), labels=["expresion"])
 
 
+def test_entries_without_names_are_numbered_and_matrices_refused():
+    names = pipeline.entry_names(Records(3), ["expression", "expression_soft"])
+    assert names == ("expression", *(f"expression_soft/{index}" for index in range(8)))
+
+    class Landmarks(Records):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"landmarks": np.zeros((68, 2), np.float32)}
+
+    with pytest.raises(errors.UserError, match=r"'landmarks' .* has the shape \[68, 2\]"):
+        pipeline.entry_names(Landmarks(3), ["landmarks"])
+
+
 def test_a_label_of_text_is_refused():
     with pytest.raises(errors.UserError, match=r"'comment' .* no numbers"):
         train(Records(9), labels=["comment"])

@@ -113,6 +113,13 @@ def test_labels_and_bytes_of_2021(tmp_path):
         assert record["image"] == original.read_bytes()
 
 
+def test_numbers_that_nobody_annotated_are_nan(tmp_path):
+    source = draw_2021(tmp_path / "source")
+    np.save(source / "val_set" / "annotations" / "5_aro.npy", np.array(-2.0))
+    record = run(source, tmp_path / "data")["test"][5]
+    assert np.isnan(record["arousal"]) and record["valence"] == np.float32(0.05)
+
+
 def test_larger_images_shrink_and_landmarks_with_them(tmp_path):
     source = draw_2021(tmp_path / "source", size=64)
     record = run(source, tmp_path / "data", size=32, landmarks=True)["test"][3]

@@ -65,12 +65,12 @@ LAYOUTS = (
 class AffectNet:
     """The official folder or zip of the 2017 or the 2021 release.
 
-    Labels: expression, valence and arousal float32 (-2: not annotated), and on demand landmarks
-    float32[68,2], x and y in pixels of the stored image.
+    Labels: expression, valence and arousal float32 (NaN where not annotated, officially -2), and on
+    demand landmarks float32[68,2], x and y in pixels of the stored image.
     """
 
     name: ClassVar[str] = "affectnet"
-    version: ClassVar[str] = "1.0.0"
+    version: ClassVar[str] = "1.1.0"  # since 1.1.0 missing numbers are NaN
     needs_source: ClassVar[bool] = True
 
     classes: int = option(8, "7 leaves out contempt", (8, 7))
@@ -204,6 +204,8 @@ class AffectNet:
         if index >= self.classes:
             left_out[f"faces labelled {(EXPRESSIONS + OTHERS)[index]}"] += 1
             return None
+        # Either is missing by itself; a task masks NaN, as it does in every data set.
+        valence, arousal = (math.nan if value == -2 else value for value in (valence, arousal))
         return {"expression": index, "valence": valence, "arousal": arousal}
 
     def _square(self, cells: dict[str, str], where: str) -> tuple[int, int, int]:
