@@ -10,10 +10,13 @@ import pytest
 from scipy import signal
 
 from hmtl_jax import sharding
-from hmtl_jax.models import conv, resnet
+from hmtl_jax.models import conv, efficientnet, resnet
 from tests import tiny
 
-ENCODERS = {"resnet": resnet.ResNet((1, 1), True, True)}
+ENCODERS = {
+    "resnet": resnet.ResNet((1, 1), True, True),
+    "efficientnet": efficientnet.EfficientNet(0.1, 0.1, True),
+}
 
 
 class Layer(nn.Module):
@@ -116,7 +119,12 @@ def test_statistics_and_parameters_are_f32_where_the_map_is_bf16():
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+EACH = pytest.mark.parametrize(
+    "name", ["resnet", pytest.param("efficientnet", marks=pytest.mark.slow)]
+)
+
+
+@EACH
 def test_training_learns_every_statistic_and_evaluation_takes_each_image_alone(name):
     model, images = ENCODERS[name], images_of(4)
     variables = variables_of(model, images)
@@ -129,7 +137,7 @@ def test_training_learns_every_statistic_and_evaluation_takes_each_image_alone(n
     np.testing.assert_allclose(alone, whole[1:2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@EACH
 def test_eight_devices_share_their_statistics(name):
     """Outputs, gradients and new statistics equal those of one device with the whole batch."""
     model, images = ENCODERS[name], images_of()
