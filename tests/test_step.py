@@ -269,6 +269,182 @@ def test_a_step_that_is_not_finite_is_undone(careful):
     assert_equal(dataclasses.replace(new, step=old.step), old)
 
 
+##### Streams, fusion, and weightings that look at each gradient #####
+
+
+def puzzled(**changes):
+    """The tiny recipe with a puzzle of two sizes in place of the masked auto-encoder."""
+    config = config_of()
+    config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, dropout=0.0)}
+    config.weighting.name = "fixed"
+    config.update_from_flattened_dict(changes)
+    recipe.check(config)
+    program = tiny.program(config)
+    return program, tiny.first_state(program)
+
+
+def logits_of(params, images_bhwc):
+    """Without the code under test: the head's outputs for images in [0, 1]."""
+    grid = images_bhwc.shape[1] // 4
+    pixels = reference.patches(reference.normalise(images_bhwc), 4)
+    tokens = reference.vit(params["encoder"], pixels, (grid, grid), 2)
+    return reference.dense(tokens[:, 0], params["heads_expression"]["linear"])
+
+
+def expression_loss(params, images_bhwc):
+    logits = logits_of(params, images_bhwc)
+    known = np.flatnonzero(BATCH["valid"] & (BATCH["expression"] >= 0))
+    each = [
+        reference.cross_entropy(logits[row], BATCH["expression"][row], SMOOTHING, WEIGHTS)
+        for row in known
+    ]
+    return np.sum(each) / len(each)
+
+
+def views_of(program):
+    """The images of each view in the first step."""
+    examples = step.augmented(program, jnp.int32(0), BATCH)
+    views, _ = step.make_views(program, examples["images"], examples["keys"])
+    return {name: np.asarray(view.images, np.float64) for name, view in views.items()}
+
+
+def test_one_stream_trains_the_task_on_the_pretexts_view_alone():
+    program, before = puzzled(stream="one_stream")
+    _, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
+    views, params = views_of(program), tiny.float64(before.params)
+    wanted = expression_loss(params, views["puzzle"])
+    assert float(metrics["loss/expression"]) == pytest.approx(wanted, rel=1e-5)
+    assert wanted != pytest.approx(expression_loss(params, views["clean"]), rel=1e-3)
+    # The clean view is not even encoded.
+    both, _ = puzzled()
+    flops = [
+        recipe.jitted(step.train_step, p).lower(before, BATCH).cost_analysis()["flops"]
+        for p in (program, both)
+    ]
+    assert flops[0] < 0.6 * flops[1]
+    predictions = recipe.jitted(step.eval_step, program)(before, BATCH)["predictions"]
+    average = tiny.float64(before.ema["params"])
+    wanted = reference.softmax(logits_of(average, views["clean"]))
+    np.testing.assert_allclose(predictions["expression"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_siamese_takes_the_geometric_mean_of_the_views_losses(accumulate):
+    sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
+    program, before = puzzled(stream="siamese", **sizes)
+    after, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
+    views = views_of(program)
+    assert {name: v.shape[1] for name, v in views.items()} == {
+        "clean": 16, "puzzle/0": 16, "puzzle/1": 8,
+    }  # fmt: skip
+    params = tiny.float64(before.params)
+
+    def mean_of(params):
+        return np.exp(np.mean([np.log(expression_loss(params, v)) for v in views.values()]))
+
+    assert float(metrics["loss/expression"]) == pytest.approx(mean_of(params), rel=1e-5)
+    for name, images in views.items():
+        wanted = expression_loss(params, images)
+        assert float(metrics[f"loss/expression/{name}"]) == pytest.approx(wanted, rel=1e-5)
+    # The head's bias sees the supervised loss alone: its step is the slope of the mean.
+    bias = params["heads_expression"]["linear"]["bias"]
+    for index in range(len(bias)):
+        moved = []
+        for sign in (1, -1):
+            bias[index] += sign * 1e-5
+            moved.append(mean_of(params))
+            bias[index] -= sign * 1e-5
+        slope = (moved[0] - moved[1]) / 2e-5
+        change = after.params["heads_expression"]["linear"]["bias"][index] - bias[index]
+        assert float(change) == pytest.approx(-LR * (1 + MOMENTUM) * slope, rel=1e-3, abs=1e-6)
+
+
+def losses_alone(before, name):
+    """The gradient of one loss of the tiny recipe on its own."""
+    config = config_of()
+    config.weighting.name = "fixed"
+    for part in (config.tasks.expression, config.pretexts.mae):
+        part.weight = 0.0
+    {**config.tasks, **config.pretexts}[name].weight = 1.0
+    done = recipe.jitted(step.train_step, tiny.program(config))(before, BATCH)
+    return gradients(before, done[0])
+
+
+@pytest.fixture(scope="module")
+def alone(before):
+    return {name: losses_alone(before, name) for name in ("expression", "mae")}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["geometric", "gradnorm", "pcgrad", "uncertainty", "dwa"])
+def test_each_weighting_combines_the_gradients_by_its_formula(name, accumulate, before, alone):
+    config = config_of(accumulate=accumulate)
+    config.weighting.name = name
+    program = tiny.program(config)
+    first = dataclasses.replace(before, task_weights=program.weighting.init())
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
+        after, metrics = recipe.jitted(step.train_step, program)(first, BATCH)
+    losses = {n: float(metrics[f"loss/{n}"]) for n in alone}
+    wanted = dict.fromkeys(alone, 1.0)
+    if name == "geometric":
+        total = np.sqrt(losses["expression"] * losses["mae"])
+        wanted = {n: total / (2 * loss) for n, loss in losses.items()}
+    found = {n: float(metrics[f"weight/{n}"]) for n in alone}
+    assert found == pytest.approx(wanted, rel=1e-4)
+    total = sum(wanted[n] * losses[n] for n in alone)
+    assert float(metrics["loss/total"]) == pytest.approx(total, rel=1e-4)
+    combined = jax.tree.map(
+        lambda a, b: wanted["expression"] * a + wanted["mae"] * b, *alone.values()
+    )
+    if name == "pcgrad":
+        product = sum(jax.tree.leaves(jax.tree.map(lambda a, b: np.sum(a * b), *alone.values())))
+        share = {n: min(product, 0) / norm(alone[n]) ** 2 for n in alone}
+        combined = jax.tree.map(
+            lambda a, b: (1 - share["expression"]) * a + (1 - share["mae"]) * b, *alone.values()
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        gradients(first, after), combined,
+    )  # fmt: skip
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), after.task_weights, first.task_weights
+    )
+    assert any(jax.tree.leaves(moved)) == (name in ("gradnorm", "uncertainty", "dwa"))
+
+
+@pytest.mark.parametrize("operator", ["concat", "sum", "cross_attention"])
+def test_a_fused_head_reads_the_pretexts_view_in_training_and_evaluation(operator):
+    config = config_of()
+    config.model.fusion = operator
+    program = tiny.program(config)
+    before = tiny.first_state(program)
+    _, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
+    assert np.isfinite(float(metrics["loss/expression"]))
+    evaluate = recipe.jitted(step.eval_step, program)
+    found = evaluate(before, BATCH)["predictions"]["expression"]
+    assert_equal(evaluate(before, BATCH)["predictions"]["expression"], found)
+    # An image's prediction does not hang on its place in the batch.
+    turned = {name: np.roll(rows, 1, axis=0) for name, rows in BATCH.items()}
+    again = evaluate(before, turned)["predictions"]["expression"]
+    np.testing.assert_allclose(again, np.roll(found, 1, axis=0), atol=1e-6)
+    plain = dataclasses.replace(program, model=program.model.clone(fuse=""))
+    with pytest.raises(TypeError):  # the other view's stages are what the head asks for
+        jax.eval_shape(functools.partial(step.eval_step, plain), before, BATCH)
+
+
+def test_tasks_may_read_a_texture(before):
+    config = config_of()
+    config.model.input = "lbp"
+    program = tiny.program(config)
+    found = recipe.jitted(step.eval_step, program)(before, BATCH)["predictions"]["expression"]
+    images = BATCH["image"].astype(np.float64)
+    grey = np.round(images @ [0.299, 0.587, 0.114]).astype(np.uint8)
+    lbp = np.stack([local_binary_pattern(image, 8, 1) for image in grey])[..., None] / 255
+    params = tiny.float64(before.ema["params"])
+    wanted = reference.softmax(logits_of(params, np.repeat(lbp, 3, axis=-1)))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 ##### Augmentation, mixing and seeds, before the model #####
 
 

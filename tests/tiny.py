@@ -40,7 +40,7 @@ def config(batch_size: int = 8, **optim) -> ConfigDict:
     config.pretexts.mae = recipe.pretext_task(
         "mae", targets=("rgb", "lbp"), decoder_dim=8, decoder_depth=1, decoder_heads=2
     )
-    config.weighting = ConfigDict({"name": "ssat", "lam": 0.1})
+    config.weighting.name = "ssat"
     config.optim.update({"schedule": "constant", "warmup_epochs": 0.0} | optim)
     return config
 
