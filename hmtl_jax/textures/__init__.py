@@ -13,8 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax import errors
+from hmtl_jax.textures.cs_lbp import cs_lbp
+from hmtl_jax.textures.hog import hog
 from hmtl_jax.textures.lbp import lbp
 from hmtl_jax.textures.ldp import ldp
+from hmtl_jax.textures.ltp import ltp
+from hmtl_jax.textures.sobel import sobel
 
 # Largest variance that levels 0..255 can have: half of them 0 and half of them 255.
 _MAX_VAR = 127.5**2
@@ -93,16 +97,16 @@ def as_input(name: str, images_bhwc: jax.Array) -> jax.Array:
     `rgb` returns the images; a texture of one map is repeated three times. A texture of another
     number of maps than 1 and 3 raises UserError.
     """
-    if name == "rgb":
+    texture = errors.lookup({"rgb": None, **TEXTURES}, name, "texture")
+    if texture is None:
         return images_bhwc
-    channels = errors.lookup({"rgb": None, **TEXTURES}, name, "texture").channels
-    if channels not in (1, 3):
+    if texture.channels not in (1, 3):
         raise errors.UserError(
-            f"Texture {name!r} has {channels} maps and cannot be an encoder's input; "
+            f"Texture {name!r} has {texture.channels} maps and cannot be an encoder's input; "
             "choose one of 1 or 3 maps."
         )
     maps = target(name, images_bhwc)
-    return jnp.repeat(maps, 3, axis=3) if channels == 1 else maps
+    return jnp.repeat(maps, 3, axis=3) if texture.channels == 1 else maps
 
 
 def _log_var(gray_bhw: jax.Array) -> jax.Array:
@@ -130,4 +134,9 @@ TEXTURES: dict[str, Texture] = {
     "lbp_ror": Texture(partial(lbp, method="ror"), _smallest_rotations(8)),
     "lbp_var": Texture(_log_var, None),
     "ldp": Texture(ldp, _with_bits_set(3)),
+    "ltp": Texture(ltp, tuple(range(256)), channels=2),
+    "cs_lbp": Texture(cs_lbp, tuple(range(16))),
+    "hog": Texture(hog, None, channels=9),
+    "hog_4": Texture(partial(hog, cell=4), None, channels=9),
+    "sobel": Texture(sobel, None),
 }

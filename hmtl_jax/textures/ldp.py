@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax import errors
-
-# The eight neighbours (dy, dx), anticlockwise from the right: east, north-east, north, ...
-_RING = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
+from hmtl_jax.textures.ring import neighbours
 
 
 def ldp(gray_bhw: jax.Array, k: int = 3) -> jax.Array:
@@ -43,16 +41,8 @@ def ldp(gray_bhw: jax.Array, k: int = 3) -> jax.Array:
 
 def _kirsch(gray_bhw):
     """The eight responses, in the order of the directions, each [B, H, W]."""
-    exact = jnp.issubdtype(gray_bhw.dtype, jnp.integer)
-    gray_bhw = gray_bhw.astype(jnp.int32 if exact else jnp.float32)
-    padded = jnp.pad(gray_bhw, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    # Computed once: XLA would fold this padding, and all before it, into each of the slices below,
-    # which makes the whole three to seven times slower on CPU.
-    padded = jax.lax.optimization_barrier(padded)
-    _, height, width = gray_bhw.shape
-    ring = [
-        padded[:, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] - gray_bhw for dy, dx in _RING
-    ]
+    around = neighbours(gray_bhw)
+    ring = [value - gray_bhw.astype(value.dtype) for value in around]
     # 5 on three and -3 on five is 8 on the three less 3 on all eight; a mask sums to zero, so the
     # centre may be subtracted, which keeps flat regions exact in floating point too.
     all_eight = 3 * sum(ring)

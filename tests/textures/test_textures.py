@@ -14,10 +14,11 @@ DISCRETE = [name for name in NAMES if textures.TEXTURES[name].num_codes]
 
 @pytest.fixture(scope="module")
 def images_bhwc():
-    """Noise over a smooth ramp with a flat corner, [2, 64, 48, 3] in [0, 1]."""
+    """Noise over a smooth ramp, a flat corner and a chequered quarter, [2, 64, 48, 3] in [0, 1]."""
     noise = np.random.default_rng(0).random((2, 64, 48, 3), np.float32)
     images = 0.5 * noise + 0.5 * np.linspace(0, 1, 64, dtype=np.float32)[:, None, None]
     images[:, :16, :16] = 0.25
+    images[:, 48:] = (np.indices((16, 48)) // 4).sum(0)[..., None] % 2
     return jnp.asarray(images)
 
 
@@ -82,3 +83,24 @@ def test_unknown_texture_lists_the_known():
 def test_continuous_texture_has_no_classes():
     with pytest.raises(errors.UserError, match=r"continuous.*ldp"):
         textures.classes("lbp_var", jnp.zeros((1, 8, 8, 3)))
+
+
+def test_an_encoder_reads_a_texture_as_three_equal_channels(images_bhwc):
+    assert textures.as_input("rgb", images_bhwc) is images_bhwc
+    shown = textures.as_input("ldp", images_bhwc)
+    assert shown.shape == images_bhwc.shape and shown.dtype == jnp.float32
+    for channel in range(3):
+        maps = textures.target("ldp", images_bhwc)[..., 0]
+        np.testing.assert_array_equal(shown[..., channel], maps)
+
+
+def test_a_texture_of_two_maps_is_no_input(images_bhwc, monkeypatch):
+    def two(gray_bhw):
+        return jnp.stack([gray_bhw, gray_bhw], axis=-1)
+
+    made = textures.Texture(two, tuple(range(256)), channels=2)
+    monkeypatch.setitem(textures.TEXTURES, "two", made)
+    with pytest.raises(errors.UserError, match="'two' has 2 maps and cannot be an encoder's input"):
+        textures.as_input("two", images_bhwc)
+    with pytest.raises(errors.UserError, match=r"Unknown texture 'rbg'; .*Did you mean 'rgb'"):
+        textures.as_input("rbg", images_bhwc)
