@@ -1,16 +1,18 @@
 """The pictures that a run leaves: reconstructions, curves, confusion matrices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax import cluster, recipe, sharding, step
+from hmtl_jax import cluster, recipe, sharding, step, textures
 from hmtl_jax.data import augment, pipeline
 from hmtl_jax.metrics import writer
-from hmtl_jax.patches import patchify, unpatchify
+from hmtl_jax.patches import unpatchify
+from hmtl_jax.pretext import inpaint, mae, puzzle
+from hmtl_jax.pretext.view import View
 
 ROWS = 8
 
@@ -19,14 +21,15 @@ def draw(run: Any, current: Any, found: Mapping[str, Mapping]) -> list[str]:
     """Draws all that the recipe gives reason for into the workdir; returns the files' names."""
     from hmtl_jax import figures
 
-    grids = reconstructions(run, current) if "mae" in kinds(run.config) else {}
+    grids = pretext_columns(run, current) if kinds(run.config) & set(PICTURES) else {}
     if not cluster.lead():
         return []
     folder, drawn = run.workdir / "pictures", []
     folder.mkdir(exist_ok=True)
     for name, columns in grids.items():
-        figures.reconstruction_grid(folder / f"{name}.png", columns)
-        drawn.append(f"pictures/{name}.png")
+        file = name.replace("/", "_") + ".png"
+        figures.reconstruction_grid(folder / file, columns)
+        drawn.append(f"pictures/{file}")
     if (run.workdir / writer.FILE_NAME).exists():
         figures.training_curves(folder / "curves.png", run.workdir / writer.FILE_NAME)
         drawn.append("pictures/curves.png")
@@ -43,8 +46,8 @@ def kinds(config: Any) -> set[str]:
     return {part.kind for part in config.pretexts.values()}
 
 
-def reconstructions(run: Any, current: Any) -> dict[str, dict[str, np.ndarray]]:
-    """For each masked auto-encoder of the run, the columns of its picture."""
+def pretext_columns(run: Any, current: Any) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of a picture of each pretext, NAME, or of each of its views, NAME/0 and so on."""
     source = run.source
     count = max(ROWS, run.mesh.size) // run.mesh.size * run.mesh.size
     batches = pipeline.eval_batches(source, **run.loading(count))
@@ -53,29 +56,81 @@ def reconstructions(run: Any, current: Any) -> dict[str, dict[str, np.ndarray]]:
         step.pretext_step, run.program, out_shardings=sharding.replicated(run.mesh)
     )
     seen = jax.tree.map(lambda x: x[:ROWS], jax.device_get(pretext_step(current, batch)))
-    return {
-        name: mae_columns(pretext, seen["images"], seen["targets"][name], seen["outputs"][name])
-        for name, pretext in run.program.pretexts.items()
-        if run.config.pretexts[name].kind == "mae"
-    }
+    grids = {}
+    for view, output in seen["outputs"].items():
+        name = view.partition("/")[0]
+        columns_of = PICTURES.get(run.config.pretexts[name].kind)
+        if columns_of is not None:
+            made = (seen["images"], seen["views"][view], seen["targets"][view], output)
+            grids[view] = columns_of(run.program.pretexts[name], *made)
+    return grids
 
 
-def mae_columns(pretext: Any, images: np.ndarray, target: Mapping, outputs: Mapping) -> dict:
-    """Input, masked input, and each target beside its reconstruction, all in [0, 1].
+def mae_columns(
+    pretext: mae.Mae, images: np.ndarray, view: View, target: Mapping, output: Mapping
+) -> dict[str, np.ndarray]:
+    """Input, what is seen of it, and each target beside its reconstruction, all in [0, 1].
 
     A reconstruction shows the prediction where patches were masked, and the truth elsewhere.
     """
-    grid = pretext.image_size // pretext.patch
-    hidden = target["hidden"][:, :, None]
-    masked = unpatchify(
-        patchify(jnp.asarray(images), pretext.patch) * (1 - hidden), pretext.patch, grid
-    )
+    hidden = target["hidden"]
+    masked = view.images * (1 - mae.hidden_map(hidden, pretext.patch, pretext.grid))
     columns = {"input": images, "masked": np.asarray(masked)}
     for name in pretext.targets:
-        rebuilt = hidden * outputs[name] + (1 - hidden) * target[name]
-        for title, patches in ((name, target[name]), (f"{name} rebuilt", rebuilt)):
-            maps = unpatchify(jnp.asarray(patches), pretext.patch, grid)
-            if name == "rgb" and not pretext.norm_patch:
-                maps = augment.denormalise(maps)
-            columns[title] = np.clip(np.asarray(maps), 0.0, 1.0)
+        truth, predicted = target[name], output[name]
+        if pretext.loss == "classes":
+            predicted = predicted.reshape(*truth.shape, -1).argmax(-1)
+        rebuilt = np.where(hidden[:, :, None] > 0, predicted, truth)
+        columns[name] = _maps(pretext, name, truth)
+        columns[f"{name} rebuilt"] = _maps(pretext, name, rebuilt)
     return columns
+
+
+def _maps(pretext: mae.Mae, name: str, patches_bnp: np.ndarray) -> np.ndarray:
+    """Patches of a target as what can be drawn: [B, H, W, 1 or 3] in [0, 1]."""
+    if pretext.loss == "classes":
+        codes = np.asarray(textures.TEXTURES[name].values, np.float32)
+        patches_bnp = codes[patches_bnp] / codes[-1]
+    maps = unpatchify(jnp.asarray(patches_bnp), pretext.patch, pretext.grid)
+    if name == "rgb" and not pretext.norm_patch:
+        maps = augment.denormalise(maps)
+    if maps.shape[-1] not in (1, 3):
+        maps = jnp.mean(maps, axis=-1, keepdims=True)
+    return np.clip(np.asarray(maps), 0.0, 1.0)
+
+
+def puzzle_columns(
+    pretext: puzzle.Puzzle, images: np.ndarray, view: View, target: Mapping, output: Mapping
+) -> dict[str, np.ndarray]:
+    """Input, what the encoder sees, and that put back by the likeliest answer of each head.
+
+    The last title tells which share of all tiles shown is where, and as, it was.
+    """
+    tiles = pretext.tiles
+    answers = {name: np.argmax(logits, axis=-1) for name, logits in output.items()}
+    right = np.all([answers[name] == truth for name, truth in target.items()], axis=0)
+    back = puzzle.resized(jnp.asarray(view.images), puzzle.whole_size(view.images.shape[1], tiles))
+    if "rotation" in answers:
+        back = puzzle.turn(back, jnp.asarray(-answers["rotation"]), tiles)
+    if "puzzle" in answers:
+        back = puzzle.reassemble(back, jnp.asarray(answers["puzzle"]), tiles)
+    title = f"put back, {right.mean():.0%} right"
+    return {"input": images, pretext.kind: np.asarray(view.images), title: np.asarray(back)}
+
+
+def inpaint_columns(
+    pretext: inpaint.Inpaint, images: np.ndarray, view: View, target: Mapping, output: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Input, input with holes, and the holes filled."""
+    del pretext
+    filled = np.clip(np.asarray(inpaint.filled(jnp.asarray(output), target)), 0.0, 1.0)
+    return {"input": images, "holes": np.asarray(view.images), "filled": filled}
+
+
+# Kind of pretext -> (pretext, images, view, target, output), all NumPy, to titled columns.
+PICTURES: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+    "inpaint": inpaint_columns,
+    "mae": mae_columns,
+    "puzzle": puzzle_columns,
+    "rotation": puzzle_columns,
+}

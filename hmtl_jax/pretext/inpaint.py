@@ -7,6 +7,7 @@ map; the filled image must match the original in the hole, and in the features o
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ class Inpaint:
         return losses
 
 
-def filled(output: jax.Array, target: dict) -> jax.Array:
+def filled(output: jax.Array, target: Mapping) -> jax.Array:
     """The prediction in the holes and the truth elsewhere, float32 in the scale of images.
 
     What is predicted is not bound to [0, 1]: clipped, it would get no gradient.

@@ -1,6 +1,7 @@
 """The token decoder puts each token where its patch is."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,3 +80,113 @@ def test_a_view_without_a_mask_is_refused(params):
 def test_an_unknown_decoder_lists_the_known():
     with pytest.raises(UserError, match=r"Unknown decoder 'token'; known: cells, .*tokens"):
         decoders.build(SPEC | {"kind": "token"}, jnp.float32)
+
+
+def applied(decoder, params, *args, **options) -> Any:
+    return decoder.apply({"params": params}, *args, **options)
+
+
+def zeros_view(size=6):
+    return View(jnp.zeros((2, size, size, 3)))
+
+
+def test_the_cell_decoder_is_one_linear_layer_on_each_cell():
+    decoder = decoders.build({"kind": "cells", "grid": GRID, "outputs": OUTPUTS}, jnp.float32)
+    patches = np.random.default_rng(1).normal(size=(2, GRID, GRID, DIM)).astype(np.float32)
+    stages = {"patches": jnp.asarray(patches)}
+    params = tiny.random_like(
+        decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
+    )
+    found = applied(decoder, params, stages, zeros_view(), train=True)
+    for name, size in OUTPUTS:
+        assert found[name].shape == (2, GRID**2, size) and found[name].dtype == jnp.float32
+        layer = tiny.float64(params[f"predict_{name}"])
+        for cell in range(GRID**2):
+            slow = reference.dense(patches[:, cell // GRID, cell % GRID], layer)
+            np.testing.assert_allclose(found[name][:, cell], slow, atol=1e-5)
+
+
+def test_cells_and_masks_must_be_as_many():
+    decoder = decoders.build({"kind": "cells", "grid": 2, "outputs": OUTPUTS}, jnp.float32)
+    with pytest.raises(UserError, match="map is 3 x 3, the masks have 2 x 2 cells"):
+        stages = {"patches": jnp.zeros((2, 3, 3, DIM))}
+        decoder.init(jax.random.key(0), stages, zeros_view(), train=False)
+
+
+def test_tile_heads_share_one_dropout_mask():
+    heads = (("puzzle", 9, 9), ("rotation", 9, 4))
+    decoder = decoders.build({"kind": "tiles", "outputs": heads, "dropout": 0.5}, jnp.float32)
+    # Each feature counts in one way of its own, so that a head shows which ones were dropped.
+    stages = {"pooled": jnp.ones((2, 6))}
+    params = decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
+    bits = jnp.asarray(2.0 ** np.arange(6), jnp.float32)[:, None]
+    params = jax.tree.map(
+        lambda x: x if x.ndim == 1 else jnp.broadcast_to(bits, x.shape), dict(params)
+    )
+    run = functools.partial(applied, decoder, params, stages, zeros_view())
+    clean = run(train=False)
+    assert {name: logits.shape for name, logits in clean.items()} == {
+        "puzzle": (2, 9, 9), "rotation": (2, 9, 4),
+    }  # fmt: skip
+    dropped = run(train=True, rngs={"dropout": jax.random.key(1)})
+    assert (clean["puzzle"] == 63).all() and (clean["rotation"] == 63).all()
+    for row in range(2):
+        sums = {*np.unique(dropped["puzzle"][row]), *np.unique(dropped["rotation"][row])}
+        assert len(sums) == 1 and 0 <= sums.pop() < 126
+    assert dropped["puzzle"][0, 0, 0] != dropped["puzzle"][1, 0, 0]
+
+
+def test_a_tile_head_is_a_slice_of_one_layer():
+    decoder = decoders.build(
+        {"kind": "tiles", "outputs": (("puzzle", 4, 3),), "dropout": 0.0}, jnp.float32
+    )
+    pooled = np.random.default_rng(2).normal(size=(2, 6)).astype(np.float32)
+    stages = {"pooled": jnp.asarray(pooled)}
+    params = tiny.random_like(
+        decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
+    )
+    found = applied(decoder, params, stages, zeros_view(), train=True)["puzzle"]
+    layer = tiny.float64(params["predict_puzzle"])
+    for head in range(4):
+        own = {name: value[..., 3 * head : 3 * head + 3] for name, value in layer.items()}
+        np.testing.assert_allclose(found[:, head], reference.dense(pooled, own), atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "size"), [(3, 12), (3, 10), (2, 2), (1, 5)])
+def test_the_image_decoder_fills_the_image_from_any_grid(grid, size):
+    decoder = decoders.build({"kind": "image", "size": size, "dim": 8}, jnp.bfloat16)
+    stages = {"patches": jnp.ones((2, grid, grid, DIM), jnp.bfloat16)}
+    init = functools.partial(decoder.init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), stages, zeros_view(size))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    found = jax.eval_shape(
+        functools.partial(decoder.apply, train=True), {"params": params}, stages, zeros_view(size)
+    )
+    assert found.shape == (2, size, size, 3) and found.dtype == jnp.float32
+
+
+def test_what_a_cell_says_is_painted_where_the_cell_is():
+    decoder = decoders.build({"kind": "image", "size": 24, "dim": 8}, jnp.float32)
+    stages = np.random.default_rng(3).normal(size=(1, GRID, GRID, DIM)).astype(np.float32)
+    params = decoder.init(
+        jax.random.key(0), {"patches": jnp.asarray(stages)}, zeros_view(24), train=False
+    )
+    paint = functools.partial(decoder.apply, params, view=zeros_view(24), train=False)
+    before = paint({"patches": jnp.asarray(stages)})
+    stages[:, 2, 0] += 1
+    changed = np.asarray(jnp.any(paint({"patches": jnp.asarray(stages)}) != before, axis=(0, 3)))
+    # The cell's own pixels, and by the convolutions those of its neighbours, no others.
+    assert changed[16:, :8].all()
+    assert not changed[:8].any() and not changed[:, 16:].any()
+
+
+def test_every_weight_of_the_image_decoder_gets_a_gradient():
+    decoder = decoders.build({"kind": "image", "size": 10, "dim": 8}, jnp.float32)
+    stages = {"patches": jnp.asarray(np.random.default_rng(4).normal(size=(2, 3, 3, 8)), "float32")}
+    params = decoder.init(jax.random.key(0), stages, zeros_view(10), train=False)["params"]
+
+    def loss(params, stages):
+        return jnp.sum(jnp.abs(applied(decoder, params, stages, zeros_view(10), train=True) - 1))
+
+    for leaf in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(params, stages)):
+        assert np.abs(leaf).max() > 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hmtl_jax import textures
+from hmtl_jax.data.augment import normalise
 from hmtl_jax.errors import UserError
 from hmtl_jax.pretext.mae import Mae
 from tests import reference
@@ -163,3 +164,90 @@ def test_an_unknown_texture_lists_the_known():
 def test_weights_and_targets_are_as_many():
     with pytest.raises(UserError, match="one weight for each target"):
         Mae(PATCH, SIZE, targets=("rgb", "lbp"), target_weights=(1.0,))
+
+
+def test_encoders_that_read_every_patch_see_the_masked_ones_painted(images_bhwc):
+    mae = Mae(PATCH, SIZE, drops_tokens=False, targets=("rgb", "lbp"))
+    view, target = only(mae.views(keys(), images_bhwc))
+    assert view.keep is None
+    shown = reference.patches(normalise(view.images), PATCH)
+    whole = reference.patches(normalise(images_bhwc), PATCH)
+    hidden = np.asarray(target["hidden"], bool)
+    np.testing.assert_allclose(shown[hidden], 0, atol=1e-6)
+    np.testing.assert_array_equal(shown[~hidden], whole[~hidden])
+    # What is masked, and what is rebuilt, is as for an encoder that drops tokens.
+    _, other = only(Mae(PATCH, SIZE, targets=("rgb", "lbp")).views(keys(), images_bhwc))
+    jax.tree.map(np.testing.assert_array_equal, target, other)
+    outputs = (("rgb", 48), ("lbp", 16))
+    assert mae.decoder_spec() == {"kind": "cells", "grid": 6, "outputs": outputs}
+
+
+def test_a_vit_can_be_asked_to_read_painted_patches(images_bhwc):
+    mae = Mae(PATCH, SIZE, decoder="cells")
+    assert mae.decoder_spec()["kind"] == "cells"
+    assert only(mae.views(keys(), images_bhwc))[0].keep is None
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_texture_as_input_is_what_the_view_shows(images_bhwc, drops):
+    mae = Mae(PATCH, SIZE, drops_tokens=drops, input="ldp")
+    view, target = only(mae.views(keys(), images_bhwc))
+    maps = np.repeat(textures.target("ldp", images_bhwc), 3, axis=3)
+    seen = np.asarray(target["hidden"]) == 0
+    for shown, wanted in (
+        (view.images, maps),
+        (normalise(view.images), normalise(jnp.asarray(maps))),
+    ):
+        shown, wanted = reference.patches(shown, PATCH), reference.patches(wanted, PATCH)
+        np.testing.assert_array_equal(shown[seen], wanted[seen])
+    # RGB is rebuilt all the same: Mask LDP, reconstruct RGB.
+    pixels = reference.normalise(np.asarray(images_bhwc, np.float64))
+    np.testing.assert_allclose(target["rgb"], reference.patches(pixels, PATCH), atol=1e-5)
+
+
+def test_classes_are_told_apart_pixel_by_pixel(images_bhwc):
+    mae = Mae(PATCH, SIZE, targets=("lbp_uniform", "ldp"), loss="classes", mask_ratio=0.9)
+    assert dict(mae.decoder_spec()["outputs"]) == {"lbp_uniform": 16 * 10, "ldp": 16 * 56}
+    _, target = only(mae.views(keys(), images_bhwc))
+    assert target["ldp"].dtype == jnp.int32 and target["ldp"].shape == (BATCH, 36, 16)
+    outputs = random_outputs(mae)
+    losses = mae.losses(outputs, target, None)
+    for name, classes in (("lbp_uniform", 10), ("ldp", 56)):
+        maps = reference.patches(textures.classes(name, images_bhwc), PATCH).astype(int)
+        for row in range(BATCH):
+            patches = []
+            for patch in np.flatnonzero(target["hidden"][row]):
+                logits = np.asarray(outputs[name][row, patch], np.float64).reshape(16, classes)
+                pixels = [
+                    reference.cross_entropy(logits[pixel], maps[row, patch, pixel])
+                    for pixel in range(16)
+                ]
+                patches.append(np.mean(pixels))
+            np.testing.assert_allclose(losses[name][row], np.mean(patches), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_weights": (0.0,)}, r"target_weights \(0\.0,\) must not be negative nor all 0"),
+        (
+            {"targets": ("rgb", "lbp"), "target_weights": (1.0, -1.0)},
+            r"target_weights .* must not be negative",
+        ),
+        ({"targets": ("lbp", "lbp")}, r"names a target twice"),
+        ({"loss": "classes"}, r"loss 'classes' needs .* 'rgb' is continuous"),
+        ({"loss": "classes", "targets": ("lbp_var",)}, r"'lbp_var' is continuous"),
+        (
+            {"loss": "classes", "targets": ("lbp",), "norm_patch": True},
+            r"norm_patch has no meaning",
+        ),
+        ({"loss": "l1"}, r"Unknown pretexts\.mae\.loss 'l1'; known: classes, mse"),
+        ({"input": "rbg"}, r"Unknown texture 'rbg'; known: .*Did you mean 'rgb'"),
+        ({"decoder": "cell"}, r"Unknown decoder 'cell'; known: cells, tokens"),
+        ({"decoder": "tokens", "drops_tokens": False}, r"decoder 'tokens' needs .* a ViT"),
+        ({"patch": 5}, r"squares of 5 pixels, which do not fit data\.image_size 24"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Mae(**({"patch": PATCH, "image_size": SIZE} | settings))
