@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,14 +51,14 @@ def defaults() -> ConfigDict:
         config.augment[field] = value
 
     config.model = ConfigDict()
-    config.model.encoder = "S/16"
+    config.model.encoder = "S/16"  # or "resnet50", "efficientnet_b0", and "-small" for 64 px
     config.model.input = "rgb"  # what tasks read: the picture, or the name of a texture
-    config.model.pool = "cls"  # or "mean"
+    config.model.pool = "cls"  # or "mean"; ViT, as the next one
     config.model.positions = "sincos"  # or "learned"
     config.model.drop_path = 0.0
     config.model.head_dropout = 0.0
-    config.model.scan = False  # one compiled block for all layers: short compile times
-    config.model.remat = False  # recompute activations: less memory
+    config.model.scan = False  # ViT: one compiled block for all layers: short compile times
+    config.model.remat = False  # ViT: recompute activations: less memory
     config.model.fusion = ""  # concat, sum, cross_attention: heads read a pretext's view as well
     config.model.dtype = "bfloat16"  # of the computation; state and reductions are float32
 
@@ -111,7 +111,7 @@ def augment_defaults() -> dict[str, Any]:
 def task(kind: str, **settings: Any) -> ConfigDict:
     """A task of a recipe: `config.tasks.expression = task("classification", label=...)`."""
     cls = lookup(tasks.TASKS, kind, "task")
-    return _part(cls, kind, settings, filled={"classes", "priors"})
+    return _part(cls, kind, settings, filled={"classes", "priors", "names"})
 
 
 def pretext_task(kind: str, **settings: Any) -> ConfigDict:
@@ -197,14 +197,35 @@ def steps_per_epoch(config: ConfigDict, examples: int) -> int:
 
 
 def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
-    """The recipe's tasks for a training split: class names and balanced weights come from it."""
+    """The recipe's tasks for a training split: names and class weights come from it."""
     made = {}
     for name, part in config.tasks.items():
         cls, settings = lookup(tasks.TASKS, part.kind, "task"), _settings(part)
+        key = "labels" if "labels" in settings else "label"
+        read = (settings[key],) if isinstance(settings[key], str) else settings[key]
+        _check_labels(name, key, read, source)
         if "classes" in cls.__dataclass_fields__:
             settings |= _class_settings(name, settings, source)
+        if "names" in cls.__dataclass_fields__:
+            # A vector has a name an entry, a number is its own.
+            settings["names"] = tuple(n for one in read for n in source.class_names(one) or (one,))
         made[name] = cls(**settings)
+        _check_labels(name, key, made[name].labels, source)
+        if (config.augment.mixup or config.augment.cutmix) and not made[name].mixes:
+            raise UserError(
+                f"tasks.{name}: the mean of two labels of a {part.kind} task means nothing; set "
+                "augment.mixup and augment.cutmix to 0."
+            )
     return made
+
+
+def _check_labels(name: str, key: str, read: Sequence[str], source: Any) -> None:
+    for label in read:
+        if label not in source.labels:
+            raise UserError(
+                f"tasks.{name}.{key} {label!r} is not in the data set; it has "
+                f"{', '.join(sorted(source.labels))}."
+            )
 
 
 def _settings(part: ConfigDict) -> dict[str, Any]:
@@ -213,17 +234,12 @@ def _settings(part: ConfigDict) -> dict[str, Any]:
 
 
 def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]:
-    """Class names of the label, and class weights by the recipe's word."""
+    """Class names of the label, class weights by the recipe's word, and priors if it needs them."""
     label = settings["label"]
-    if label not in source.labels:
-        raise UserError(
-            f"tasks.{name}.label {label!r} is not in the data set; it has "
-            f"{', '.join(sorted(source.labels))}."
-        )
     classes = source.class_names(label)
     if not classes:
         raise UserError(f"tasks.{name}.label {label!r} is not a class label in this data set.")
-    weights = settings["class_weights"]
+    weights, priors = settings["class_weights"], ()
     if weights == "balanced":
         weights = balanced_weights(pipeline.column(source, label), len(classes))
     elif weights == "none":
@@ -232,7 +248,19 @@ def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]
         raise UserError(
             f"tasks.{name}.class_weights must be 'none', 'balanced' or {len(classes)} numbers."
         )
-    return {"classes": tuple(classes), "class_weights": tuple(map(float, weights))}
+    if settings["logit_adjustment"]:
+        priors = shares(pipeline.column(source, label), len(classes))
+    return {
+        "classes": tuple(classes),
+        "class_weights": tuple(map(float, weights)),
+        "priors": priors,
+    }
+
+
+def shares(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """The share of each class among the labelled examples."""
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    return tuple(float(count / max(counts.sum(), 1)) for count in counts)
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
@@ -256,6 +284,11 @@ def make_pretexts(config: ConfigDict) -> dict[str, Any]:
         settings = _settings(part)
         settings |= {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
         made[name] = cls(**settings)
+        if getattr(made[name], "perceptual", 0) and not config.optim.ema:
+            raise UserError(
+                f"pretexts.{name}.perceptual compares features under the moving average of the "
+                "encoder; set optim.ema, such as 0.999, or the weight to 0."
+            )
     return made
 
 

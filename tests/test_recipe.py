@@ -260,3 +260,69 @@ def test_differences_name_what_changes_the_run_and_nothing_else():
     del ours.pretexts["mae"]
     found = recipe.differences(recipe.flat(ours), recipe.flat(theirs))
     assert "pretexts.mae.mask_ratio: 0.75 → None" in found
+
+
+##### Several kinds of tasks #####
+
+
+class Labelled(tiny.Source):
+    """A training split with a label of every form."""
+
+    labels = ("age", "attributes", "expression", "pose", "valence")
+
+    def class_names(self, label):
+        names = {"attributes": ("glasses", "beard"), "pose": ("yaw", "pitch", "roll")}
+        return names.get(label, tiny.CLASSES if label == "expression" else None)
+
+
+def test_names_of_outputs_come_from_the_data_set():
+    config = tiny.config(8)
+    config.tasks = {
+        "attributes": recipe.task("multilabel", labels=("attributes",)),
+        "numbers": recipe.task("regression", labels=("valence", "age")),
+        "pose": recipe.task("pose", labels=("pose",)),
+    }
+    made = recipe.make_tasks(config, Labelled())
+    assert made["attributes"].columns == ("glasses", "beard")
+    assert made["numbers"].columns == ("valence", "age")
+    assert made["pose"].num_outputs == 6
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        recipe.task("multilabel", labels=("attributes", "hat")),
+        recipe.task("binary", label="hat"),
+        recipe.task("pose", labels=("hat",)),
+    ],
+)
+def test_a_label_that_the_data_set_lacks_lists_those_it_has(task):
+    config = tiny.config(8)
+    config.tasks = {"mine": task}
+    with pytest.raises(UserError, match=r"tasks\.mine\.labels? 'hat' .* it has age, attributes, "):
+        recipe.make_tasks(config, Labelled())
+
+
+def test_logit_adjustment_gets_the_shares_of_the_classes():
+    config = tiny.config(8)
+    config.tasks.expression.logit_adjustment = 1.0
+    # Four calm, two glad, one grim, one without a label.
+    made = recipe.make_tasks(config, tiny.Source())
+    np.testing.assert_allclose(made["expression"].priors, [4 / 7, 2 / 7, 1 / 7])
+
+
+def test_angles_are_not_mixed():
+    config = tiny.config(8)
+    config.tasks = {"pose": recipe.task("pose", labels=("pose",))}
+    config.augment.mixup = 0.8
+    with pytest.raises(UserError, match=r"tasks\.pose: the mean of two labels .* augment\.mixup"):
+        recipe.make_tasks(config, Labelled())
+
+
+def test_a_perceptual_loss_needs_the_moving_average():
+    config = tiny.config(8)
+    config.pretexts = {"inpaint": recipe.pretext_task("inpaint")}
+    with pytest.raises(UserError, match=r"pretexts\.inpaint\.perceptual .* set optim\.ema"):
+        tiny.program(config)
+    config.optim.ema = 0.9
+    assert tiny.program(config).pretexts["inpaint"].perceptual == 0.1

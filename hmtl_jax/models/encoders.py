@@ -1,17 +1,18 @@
 """Encoders by name: the one table of what a recipe's `model.encoder` may be.
 
-To add a family, write its module and its line in `FAMILIES`.
+To add a convolutional family, write its module (SIZES, cell, make) and name it in `CONVOLUTIONAL`.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 
-from hmtl_jax.errors import UserError
-from hmtl_jax.models import vit
+from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.models import efficientnet, resnet, vit
+from hmtl_jax.models.conv import check_image, split_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Encoder:
 
     def check(self, image_size: int) -> None:
         """Raises UserError unless whole cells make up the image."""
-        vit.grid_of(image_size, self.patch)
+        if self.drops_tokens:
+            vit.grid_of(image_size, self.patch)
+        else:
+            check_image(jax.ShapeDtypeStruct((1, image_size, image_size, 3), float), self.patch)
 
 
 def of_vit(name: str) -> Encoder:
@@ -45,15 +49,25 @@ def of_vit(name: str) -> Encoder:
     return Encoder(size.patch, True, make)
 
 
-# The first family whose pattern matches the name.
-FAMILIES: tuple[tuple[str, Callable[[str], Encoder]], ...] = ((r".*/.*", of_vit),)
+def of_convolutions(name: str, module: Any) -> Encoder:
+    """`resnet50`, `efficientnet_b0` …, and with `-small` for the stem of small images."""
+
+    def make(settings: Any, dtype: Any) -> nn.Module:
+        return module.make(name, drop_path=settings.drop_path, dtype=dtype)
+
+    return Encoder(module.cell(split_name(name)[1]), False, make)
+
+
+# Module of each name without its `-small`; a name with a slash is a ViT's.
+CONVOLUTIONAL = {name: module for module in (resnet, efficientnet) for name in module.SIZES}
 
 
 def parse(name: str) -> Encoder:
     """The encoder of a name; raises UserError for one that no family knows."""
-    for pattern, family in FAMILIES:
-        if re.fullmatch(pattern, name):
-            return family(name)
-    raise UserError(
-        f"model.encoder {name!r} is unknown; write a ViT as 'S/16' (Ti, S, B, L, H / patch)."
-    )
+    if "/" in name:
+        return of_vit(name)
+    try:
+        module = lookup(CONVOLUTIONAL, split_name(name)[0], "encoder")
+    except UserError as error:
+        raise UserError(f"{error} A ViT is written with its patch, as 'S/16'.") from None
+    return of_convolutions(name, module)
