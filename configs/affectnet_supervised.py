@@ -3,6 +3,8 @@
     python -m hmtl_jax.prepare affectnet --source AFFECTNET --data_dir data
     python -m hmtl_jax.main --config=configs/affectnet_supervised.py --workdir=runs/affectnet_sl
 
+`:efficientnet` is HMTL's encoder, EfficientNet-B0, in its place.
+
 For 8 GPUs or a TPU v4-8. From scratch, with SSAT's augmentation and schedule (arXiv 2310.20704) and
 HMTL's class weights (arXiv 2105.06421). HMTL reports 60.34 % for a supervised EfficientNet-B0
 pre-trained on ImageNet; this recipe has not been run on the real data here.
@@ -11,8 +13,9 @@ pre-trained on ImageNet; this recipe has not been run on the real data here.
 from hmtl_jax import recipe
 
 
-def get_config():
-    """The recipe; it takes no argument."""
+def get_config(arg: str = ""):
+    """arg: `` or `efficientnet`."""
+    (efficientnet,) = recipe.arguments(arg, "efficientnet")
     config = recipe.defaults()
     config.batch_size = 512
     config.epochs = 100.0
@@ -26,7 +29,7 @@ def get_config():
     config.augment.randaugment = (2, 9)
     config.augment.erasing = 0.25
 
-    config.model.encoder = "S/16"
+    config.model.encoder = "efficientnet_b0" if efficientnet else "S/16"
     config.tasks.expression = recipe.task(
         "classification", label="expression", class_weights="balanced", label_smoothing=0.1
     )

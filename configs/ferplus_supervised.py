@@ -12,7 +12,7 @@ from hmtl_jax import recipe
 
 def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
-    cpu = recipe.argument(arg, "cpu")
+    (cpu,) = recipe.arguments(arg, "cpu")
     config = recipe.defaults()
     config.batch_size = 64 if cpu else 256
     config.epochs = 30.0 if cpu else 300.0

@@ -405,8 +405,17 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ]
 
 
-def argument(arg: str | None, *known: str) -> bool:
-    """Whether the recipe's argument is given; raises UserError for one that it does not know."""
-    if arg and arg not in known:
-        raise UserError(f"The recipe's argument {arg!r} is unknown; known: {', '.join(known)}.")
-    return bool(arg)
+def arguments(arg: str | None, *known: str) -> tuple[bool, ...]:
+    """Which of the known words the recipe's argument holds, `a` or `a,b`; UserError for others."""
+    given = set((arg or "").split(",")) - {""}
+    for word in sorted(given - set(known)):
+        raise UserError(f"The recipe's argument {word!r} is unknown; known: {', '.join(known)}.")
+    return tuple(word in given for word in known)
+
+
+def pretrain_only(config: ConfigDict) -> None:
+    """Takes the tasks out of a recipe, and with them what is evaluated and chosen by labels."""
+    config.tasks = ConfigDict()
+    config.data.validation = config.data.test = ""
+    config.checkpoint.best = ""
+    config.stream = "clean"

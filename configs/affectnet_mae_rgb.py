@@ -1,0 +1,21 @@
+"""AffectNet with a masked auto-encoder of the pixels.
+
+Paper: SSAT, arXiv 2310.20704.
+
+    python -m hmtl_jax.main --config=configs/affectnet_mae_rgb.py --workdir=runs/affectnet_mae_rgb
+
+Everything else as affectnet_mae_lbp.py. Not run on the real data here.
+"""
+
+from configs import affectnet_supervised
+from hmtl_jax import recipe
+
+
+def get_config():
+    """The recipe; it takes no argument."""
+    config = affectnet_supervised.get_config()
+
+    config.pretexts.mae = recipe.pretext_task("mae", targets=("rgb",), mask_ratio=0.75)
+    config.weighting.name = "ssat"
+    config.weighting.lam = 0.1
+    return config

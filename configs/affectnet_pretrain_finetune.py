@@ -1,0 +1,30 @@
+r"""AffectNet: a masked auto-encoder alone, then supervised fine-tuning of its encoder (He 2022).
+
+The comparison that SSAT (arXiv 2310.20704) makes to joint training. Layer-wise learning rate decay
+0.75 and the moving average off, as in the MAE authors' fine-tuning of small models.
+
+    python -m hmtl_jax.main --config=configs/affectnet_pretrain_finetune.py:pretrain \
+        --workdir=runs/affectnet_mae
+    python -m hmtl_jax.main --config=configs/affectnet_pretrain_finetune.py:finetune \
+        --config.init_from=runs/affectnet_mae --workdir=runs/affectnet_ft
+
+Not run on the real data here.
+"""
+
+from configs import affectnet_supervised
+from hmtl_jax import recipe
+from hmtl_jax.errors import UserError
+
+
+def get_config(arg: str):
+    """arg: `pretrain` or `finetune`."""
+    pretrain, finetune = recipe.arguments(arg, "pretrain", "finetune")
+    config = affectnet_supervised.get_config()
+    if pretrain == finetune:
+        raise UserError("Say which stage: affectnet_pretrain_finetune.py:pretrain or …:finetune.")
+    if finetune:
+        config.optim.layer_decay = 0.75
+    else:
+        recipe.pretrain_only(config)
+        config.pretexts.mae = recipe.pretext_task("mae", targets=("rgb",), mask_ratio=0.75)
+    return config

@@ -1,0 +1,22 @@
+"""AffectNet with a 3 × 3 puzzle, solved from the picture that the expression is read from.
+
+Paper: HMTL, arXiv 2105.06421: EfficientNet-B0, one-stream, 61.09 % on validation against 60.34 %
+supervised. Weight, schedule and augmentation are not all published: ours.
+
+    python -m hmtl_jax.main --config=configs/affectnet_puzzle.py --workdir=runs/affectnet_puzzle
+
+HMTL starts from ImageNet: add `--config.init_from=efficientnet_b0.safetensors` (timm's names). Not
+run on the real data here.
+"""
+
+from configs import affectnet_supervised
+from hmtl_jax import recipe
+
+
+def get_config():
+    """The recipe; it takes no argument."""
+    config = affectnet_supervised.get_config("efficientnet")
+
+    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=3, weight=0.3)
+    config.stream = "one_stream"
+    return config

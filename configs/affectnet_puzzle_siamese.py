@@ -1,0 +1,24 @@
+"""AffectNet with the siamese puzzle of HMTL's later code.
+
+One encoder reads the clean picture and the puzzled one at three sizes; the supervised loss is the
+geometric mean of the four, and 0.3 × the summed puzzle losses is added (arXiv 2105.06421).
+
+    python -m hmtl_jax.main --config=configs/affectnet_puzzle_siamese.py --workdir=runs/siamese
+
+HMTL starts from ImageNet: add `--config.init_from=efficientnet_b0.safetensors` (timm's names). The
+three sizes are ours. Not run on the real data here.
+"""
+
+from configs import affectnet_supervised
+from hmtl_jax import recipe
+
+
+def get_config():
+    """The recipe; it takes no argument."""
+    config = affectnet_supervised.get_config("efficientnet")
+
+    config.pretexts.puzzle = recipe.pretext_task(
+        "puzzle", tiles=3, sizes=(224, 192, 160), weight=0.3
+    )
+    config.stream = "siamese"
+    return config

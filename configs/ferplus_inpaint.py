@@ -1,0 +1,20 @@
+"""FER+ with inpainting and a perceptual loss beside it.
+
+Paper: HMTL, arXiv 2105.06421 ("in-painting-pl", on AffectNet +1.38 points with all data, +2.90 with
+20 %). Holes, decoder and losses are not published: ours (pretext/inpaint.py).
+
+    python -m hmtl_jax.main --config=configs/ferplus_inpaint.py:cpu --workdir=runs/ferplus_inpaint
+
+Data, encoder and schedule are those of ferplus_supervised.py.
+"""
+
+from configs import ferplus_supervised
+from hmtl_jax import recipe
+
+
+def get_config(arg: str = ""):
+    """arg: `` (one GPU) or `cpu`."""
+    config = ferplus_supervised.get_config(arg)
+
+    config.pretexts.inpaint = recipe.pretext_task("inpaint", weight=0.3)
+    return config

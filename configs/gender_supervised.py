@@ -1,0 +1,16 @@
+"""Gender on FairFace at 96 px, supervised only: the baseline of gender_puzzle.py.
+
+    python -m hmtl_jax.prepare fairface --source fairface96.zip --data_dir data
+    python -m hmtl_jax.main --config=configs/gender_supervised.py:cpu --workdir=runs/gender_sl
+
+Everything else as fairface_supervised.py.
+"""
+
+from configs import fairface_supervised
+
+
+def get_config(arg: str = ""):
+    """arg: `` (one GPU) or `cpu`."""
+    config = fairface_supervised.get_config(arg)
+    del config.tasks.age, config.tasks.race
+    return config

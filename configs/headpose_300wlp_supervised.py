@@ -1,0 +1,34 @@
+"""Head pose: 300W-LP → AFLW2000, supervised only, 6-D rotations with the geodesic loss.
+
+    python -m hmtl_jax.main --config=configs/headpose_300wlp_supervised.py --workdir=runs/pose_sl
+
+Loss of 6DRepNet (Hempel 2022; MAE 3.97 on AFLW2000 with RepVGG and ImageNet weights); encoder of
+the companion of HMTL (arXiv 2108.04893) is not settled in what we could read: ours. Reads a
+prepared set `300w_lp` with the label `pose` (yaw, pitch, roll in degrees) and the splits train,
+validation and test. Not run on the real data here.
+"""
+
+from hmtl_jax import recipe
+
+
+def get_config():
+    """The recipe; it takes no argument."""
+    config = recipe.defaults()
+    config.batch_size = 128
+    config.epochs = 30.0
+
+    config.data.name = "300w_lp"
+    config.data.image_size = 224
+    config.data.decode_size = 240
+    config.data.workers = 8
+    config.augment.crop_scale = (0.8, 1.0)
+    config.augment.crop_ratio = (1.0, 1.0)  # another ratio would falsify the angles
+    config.augment.flip = 0.5
+    config.augment.color_jitter = (0.2, 0.2, 0.2, 0.0)
+
+    config.model.encoder = "resnet50"
+    config.tasks.pose = recipe.task("pose", labels=("pose",))
+    config.optim.lr = 3e-4
+    config.optim.warmup_epochs = 1.0
+    config.checkpoint.best = "pose/mae"
+    return config

@@ -1,0 +1,25 @@
+r"""Rendered faces: attributes such as glasses, beard and hat.
+
+With a masked auto-encoder of their LBP maps beside the task, or without.
+
+    python -m hmtl_jax.main --config=configs/synthetic_attributes.py --workdir=runs/attributes
+    python -m hmtl_jax.main --config=configs/synthetic_attributes.py:supervised \
+        --workdir=runs/attributes_sl
+
+Minutes on two cores. Everything else as synthetic.py.
+"""
+
+from configs import synthetic
+from hmtl_jax import recipe
+
+
+def get_config(arg: str = ""):
+    """arg: `` (with the pretext) or `supervised`."""
+    (supervised,) = recipe.arguments(arg, "supervised")
+    config = synthetic.get_config()
+    config.tasks = {"attributes": recipe.task("multilabel", labels=("attributes",))}
+    config.checkpoint.best = "attributes/accuracy"
+    if supervised:
+        config.pretexts = {}
+        config.weighting.name = "fixed"
+    return config

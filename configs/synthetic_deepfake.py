@@ -1,0 +1,25 @@
+r"""Rendered faces: real or blended.
+
+With a masked auto-encoder of their LBP maps beside the task, or without.
+
+    python -m hmtl_jax.main --config=configs/synthetic_deepfake.py --workdir=runs/deepfake
+    python -m hmtl_jax.main --config=configs/synthetic_deepfake.py:supervised \
+        --workdir=runs/deepfake_sl
+
+Minutes on two cores. Everything else as synthetic.py.
+"""
+
+from configs import synthetic
+from hmtl_jax import recipe
+
+
+def get_config(arg: str = ""):
+    """arg: `` (with the pretext) or `supervised`."""
+    (supervised,) = recipe.arguments(arg, "supervised")
+    config = synthetic.get_config()
+    config.tasks = {"deepfake": recipe.task("binary", label="fake")}
+    config.checkpoint.best = "deepfake/auc"
+    if supervised:
+        config.pretexts = {}
+        config.weighting.name = "fixed"
+    return config

@@ -1,0 +1,25 @@
+"""Rendered faces: head pose (yaw, pitch, roll).
+
+With a masked auto-encoder of their LBP maps beside the task, or without.
+
+    python -m hmtl_jax.main --config=configs/synthetic_pose.py --workdir=runs/pose
+    python -m hmtl_jax.main --config=configs/synthetic_pose.py:supervised --workdir=runs/pose_sl
+
+Minutes on two cores. Everything else as synthetic.py.
+"""
+
+from configs import synthetic
+from hmtl_jax import recipe
+
+
+def get_config(arg: str = ""):
+    """arg: `` (with the pretext) or `supervised`."""
+    (supervised,) = recipe.arguments(arg, "supervised")
+    config = synthetic.get_config()
+    config.tasks = {"pose": recipe.task("pose", labels=("pose",))}
+    config.augment.crop_ratio = (1.0, 1.0)  # another ratio would falsify the angles
+    config.checkpoint.best = "pose/mae"
+    if supervised:
+        config.pretexts = {}
+        config.weighting.name = "fixed"
+    return config
