@@ -53,7 +53,10 @@ class Mae:
     def __post_init__(self):
         self._check_masks()
         self._check_targets()
+        # Textures know which images they fit, and what can be shown as an image.
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32)
+        for name in self.targets:
+            jax.eval_shape(lambda images, name=name: self.target_patches(name, images), image)
         jax.eval_shape(lambda images: textures.as_input(self.input, images), image)
         if self.decoder:
             lookup(dict.fromkeys(DECODERS), self.decoder, "decoder")
