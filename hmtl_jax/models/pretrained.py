@@ -1,0 +1,314 @@
+"""Encoders in and out of safetensors files, in timm's naming of tensors.
+
+The MAE authors name their encoder's tensors as timm does. What is read: ViT, ResNet and timm's
+`efficientnet_b*`; classifier heads and MAE's decoder are left behind. Weights are exact but for
+learned positions on another grid, which are interpolated as timm does it.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.models import efficientnet, resnet, vit
+from hmtl_jax.models.conv import split_name
+
+# Heads of timm's models, and the decoder of the MAE authors' pretraining model.
+LEFT = ("head.", "fc.", "fc_norm.", "classifier.", "decoder_", "mask_token")
+POSITIONS = "params/positions_table"
+SHOWN = 20  # names of each kind of fault
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an array of theirs becomes one of ours, and back."""
+
+    inwards: Callable[[np.ndarray], np.ndarray]
+    outwards: Callable[[np.ndarray], np.ndarray]
+
+
+def _patch_inwards(kernel: np.ndarray) -> np.ndarray:
+    """[D, 3, p, p] → [p p 3, D], in the order of `patches.patchify`."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
+
+
+def _patch_outwards(kernel: np.ndarray) -> np.ndarray:
+    patch = math.isqrt(kernel.shape[0] // 3)
+    return kernel.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+LINEAR = Layout(np.transpose, np.transpose)
+CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+POINTWISE = Layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+PATCH = Layout(_patch_inwards, _patch_outwards)
+TABLE = Layout(lambda a: a[0], lambda a: a[None])
+
+# Their name → the path of ours, and the layout.
+Table = dict[str, tuple[str, Layout]]
+
+
+def _weights(theirs: str, ours: str, layout: Layout) -> Table:
+    """A layer with a bias."""
+    return {
+        f"{theirs}.weight": (f"params/{ours}/kernel", layout),
+        f"{theirs}.bias": (f"params/{ours}/bias", SAME),
+    }
+
+
+def _layer_norm(theirs: str, ours: str) -> Table:
+    return {
+        f"{theirs}.weight": (f"params/{ours}/scale", SAME),
+        f"{theirs}.bias": (f"params/{ours}/bias", SAME),
+    }
+
+
+def _normed_conv(conv: str, norm: str, ours: str, ours_norm: str) -> Table:
+    """A convolution without bias, and the batch norm behind it."""
+    return {
+        f"{conv}.weight": (f"params/{ours}/kernel", CONV),
+        **_layer_norm(norm, ours_norm),
+        f"{norm}.running_mean": (f"batch_stats/{ours_norm}/mean", SAME),
+        f"{norm}.running_var": (f"batch_stats/{ours_norm}/var", SAME),
+    }
+
+
+def vit_table(name: str, learned: bool) -> Table:
+    """Every tensor of timm's `vit_*`; `pos_embed` only if ours are learned."""
+    table: Table = {"cls_token": ("params/cls", SAME)}
+    if learned:
+        table["pos_embed"] = (POSITIONS, TABLE)
+    table |= _weights("patch_embed.proj", "embed", PATCH) | _layer_norm("norm", "norm")
+    for index in range(vit.parse(name).depth):
+        theirs, ours = f"blocks.{index}.", f"blocks/block{index:02d}/"
+        for norm in ("norm1", "norm2"):
+            table |= _layer_norm(theirs + norm, ours + norm)
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            table |= _weights(theirs + layer, ours + layer.partition(".")[2], LINEAR)
+    return table
+
+
+def resnet_table(name: str) -> Table:
+    """Every tensor of timm's (and torchvision's) `resnet*`."""
+    model = resnet.make(name)
+    table, channels = _normed_conv("conv1", "bn1", "stem", "stem_norm"), 64
+    for stage, depth in enumerate(model.depths, 1):
+        for block in range(depth):
+            theirs, ours = f"layer{stage}.{block}.", f"stage{stage}_block{block}/"
+            stride = 2 if stage > 1 and block == 0 else 1
+            convs = resnet.branch(32 * 2**stage, stride, model.bottleneck)
+            for i in range(1, len(convs) + 1):
+                parts = f"{theirs}conv{i}", f"{theirs}bn{i}", f"{ours}conv{i}", f"{ours}norm{i}"
+                table |= _normed_conv(*parts)
+            if stride > 1 or channels != convs[-1][0]:
+                shortcut = f"{theirs}downsample."
+                parts = f"{shortcut}0", f"{shortcut}1", f"{ours}shortcut", f"{ours}shortcut_norm"
+                table |= _normed_conv(*parts)
+            channels = convs[-1][0]
+    return table
+
+
+def efficientnet_table(name: str) -> Table:
+    """Every tensor of timm's `efficientnet_b*`."""
+    model = efficientnet.make(name)
+    table = _normed_conv("conv_stem", "bn1", "stem", "stem_norm")
+    stages = efficientnet.stages_of(model.width, model.depth, model.small)
+    for stage, blocks in enumerate(stages):
+        for block, shape in enumerate(blocks):
+            theirs, ours = f"blocks.{stage}.{block}.", f"stage{stage + 1}_block{block}/"
+            # Without an expansion their block is another one, with names of its own.
+            convs = {"conv_pw": "expand", "conv_dw": "depthwise", "conv_pwl": "project"}
+            if shape.expansion == 1:
+                convs = {"conv_dw": "depthwise", "conv_pw": "project"}
+            for i, (conv, to) in enumerate(convs.items(), 1):
+                parts = theirs + conv, f"{theirs}bn{i}", ours + to, f"{ours}{to}_norm"
+                table |= _normed_conv(*parts)
+            table |= _weights(f"{theirs}se.conv_reduce", f"{ours}gate/squeeze", POINTWISE)
+            table |= _weights(f"{theirs}se.conv_expand", f"{ours}gate/excite", POINTWISE)
+    return table | _normed_conv("conv_head", "bn2", "last", "last_norm")
+
+
+def _table(name: str, learned: bool) -> Table:
+    if "/" in name:
+        return vit_table(name, learned)
+    tables = dict.fromkeys(resnet.SIZES, resnet_table)
+    tables |= dict.fromkeys(efficientnet.SIZES, efficientnet_table)
+    return lookup(tables, split_name(name)[0], "encoder")(name)
+
+
+def load(path: Any, name: str, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A safetensors file → variables of encoder `name`, and the names of the tensors left behind.
+
+    `abstract` has the shapes of the encoder's variables, as `jax.eval_shape` of its init gives
+    them. Returns nested dicts of float32 NumPy arrays of the same structure. Learned positions of
+    another grid are interpolated as by timm's `resample_abs_pos_embed`: PyTorch's bicubic with
+    antialias, that is Keys' kernel with a = -0.5, widened when it shrinks, over half-pixel centres
+    and renormalised at the borders. Raises UserError that lists missing, extra and misshaped
+    tensors, or if the file holds learned positions and the encoder has fixed ones.
+    """
+    ours = _unstacked({key: _hollow(leaf.shape) for key, leaf in _flat(abstract).items()})
+    theirs, table = _read(path), _table(name, POSITIONS in ours)
+    if "/" in name and "pos_embed" in theirs:
+        _fit_positions(path, theirs, ours)
+    left = sorted(key for key in theirs if key.startswith(LEFT))
+    faults = {
+        "missing": [key for key in table if key not in theirs],
+        "extra": sorted(theirs.keys() - table.keys() - set(left)),
+        "misshaped": _misshaped(theirs, ours, table),
+    }
+    if any(faults.values()):
+        raise UserError(
+            f"{path} does not fit model.encoder {name!r}: {_listed(faults)}; "
+            "choose the encoder that the file was made for."
+        )
+    found = {to: layout.inwards(theirs[key]) for key, (to, layout) in table.items()}
+    return _nested(_restacked(found, _flat(abstract))), left
+
+
+def save(path: Any, name: str, variables: Mapping[str, Any], *, image_size: int) -> None:
+    """Variables of encoder `name` → a safetensors file that timm's `load_state_dict` takes.
+
+    float32. timm's model must be one without a head (`num_classes=0`), of that `image_size`, which
+    fixes the grid of a ViT's fixed positions: they are written as `pos_embed`, as timm knows no
+    others. Raises UserError if the file cannot be written.
+    """
+    ours = _unstacked({key: np.asarray(leaf, np.float32) for key, leaf in _flat(variables).items()})
+    table = _table(name, POSITIONS in ours)
+    tensors = {key: layout.outwards(ours[to]) for key, (to, layout) in table.items()}
+    if "/" in name and "pos_embed" not in table:
+        size = vit.parse(name)
+        tensors["pos_embed"] = fixed_positions(vit.grid_of(image_size, size.patch), size.dim)
+    # Its writer takes memory as it lies, whatever the strides.
+    tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
+    try:
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"Cannot write the encoder to {path} ({error}).") from error
+
+
+def fixed_positions(grid: int, dim: int) -> np.ndarray:
+    """The fixed positions of a square grid as timm's `pos_embed`: float32 [1, 1 + grid², dim]."""
+    table = vit.sincos_positions(grid, grid, dim)
+    return np.concatenate([np.zeros((1, dim), np.float32), table])[None]
+
+
+def resampled(positions_1nd: np.ndarray, grid: int) -> np.ndarray:
+    """`pos_embed` [1, 1 + n², D] → [1, 1 + grid², D]; the cls token's stays."""
+    side, dim = math.isqrt(positions_1nd.shape[1] - 1), positions_1nd.shape[2]
+    if side == grid:
+        return positions_1nd
+    square = jnp.asarray(positions_1nd[0, 1:].reshape(side, side, dim))
+    resized = jax.image.resize(square, (grid, grid, dim), "cubic", antialias=True)
+    return np.concatenate([positions_1nd[:, :1], np.asarray(resized).reshape(1, -1, dim)], axis=1)
+
+
+def _is_table(positions: np.ndarray, dim: int) -> bool:
+    """Whether it is [1, 1 + n², dim]."""
+    if positions.ndim != 3 or positions.shape[::2] != (1, dim):
+        return False
+    patches = positions.shape[1] - 1
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
+
+
+def _fit_positions(path: Any, theirs: dict[str, np.ndarray], ours: Mapping[str, Any]) -> None:
+    """Brings `pos_embed` to our grid, or takes it out if our positions are fixed and it is too.
+
+    What has no square grid is left for the list of misshaped tensors.
+    """
+    positions, dim = theirs["pos_embed"], ours["params/cls"].shape[-1]
+    square = _is_table(positions, dim)
+    if POSITIONS in ours:
+        if square:
+            theirs["pos_embed"] = resampled(positions, math.isqrt(len(ours[POSITIONS]) - 1))
+        return
+    # A hundredth is more than rounding to bf16 takes them apart.
+    grid = math.isqrt(positions.shape[1] - 1) if square else 0
+    if not square or np.abs(positions - fixed_positions(grid, dim)).max() > 0.01:
+        raise UserError(
+            f"{path} holds positions other than the fixed ones in pos_embed; "
+            'set model.positions="learned" to use them.'
+        )
+    del theirs["pos_embed"]
+
+
+def _misshaped(
+    theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray], table: Table
+) -> list[str]:
+    """What to tell of each tensor whose shape is not the one that ours would be written in."""
+    wrong = []
+    for key, (to, layout) in table.items():
+        expected = layout.outwards(ours[to]).shape
+        if key in theirs and theirs[key].shape != expected:
+            wrong.append(f"{key} {theirs[key].shape} instead of {expected}")
+    return wrong
+
+
+def _read(path: Any) -> dict[str, np.ndarray]:
+    """The file's tensors in float32, without the counters of batches, which nothing needs."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"There is no file {path} to read an encoder from.")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            keys = [key for key in file.keys() if not key.endswith("num_batches_tracked")]  # noqa: SIM118
+            return {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in keys}
+    except (safetensors.SafetensorError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}); convert other formats first."
+        ) from error
+
+
+def _hollow(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that take no memory."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def _unstacked(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters of scanned blocks → of plain ones."""
+    out = {}
+    for key, leaf in flat.items():
+        if "/scanned/" in key:
+            for index, row in enumerate(leaf):
+                out[key.replace("/scanned/", f"/block{index:02d}/")] = row
+        else:
+            out[key] = leaf
+    return out
+
+
+def _restacked(found: Mapping[str, np.ndarray], flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters of plain blocks → those with the paths of `flat`."""
+    out = {}
+    for key, leaf in flat.items():
+        if "/scanned/" in key:
+            names = [f"/block{index:02d}/" for index in range(leaf.shape[0])]
+            out[key] = np.stack([found[key.replace("/scanned/", name)] for name in names])
+        else:
+            out[key] = np.ascontiguousarray(found[key])
+    return out
+
+
+def _listed(faults: Mapping[str, Iterable[str]]) -> str:
+    """`missing a, b; extra c`, each list cut after `SHOWN` names."""
+    parts = []
+    for kind, names in faults.items():
+        names = list(names)
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        if names:
+            parts.append(f"{kind} {', '.join(names[:SHOWN])}{more}")
+    return "; ".join(parts)
