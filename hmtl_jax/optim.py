@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hmtl_jax.errors import UserError, lookup
@@ -62,19 +64,81 @@ def sgd(cfg: Any, lr: Callable) -> optax.GradientTransformation:
 OPTIMIZERS = {"adamw": adamw, "lion": lion, "sgd": sgd}
 
 
-def make_optimizer(cfg: Any, schedule: Callable) -> optax.GradientTransformation:
-    """Clips the global norm to `clip` (0: never), then optimizes all but what `freeze` matches."""
-    parts = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
-    tx = optax.chain(*parts, lookup(OPTIMIZERS, cfg.name, "optimizer")(cfg, schedule))
-    if not cfg.freeze:
-        return tx
+# Where in the encoder a parameter lies, from its path: below all layers, or in which of them.
+BELOW = re.compile(r"^encoder/(cls|positions_table|embed/|stem/|stem_norm/)")
+LAYER = re.compile(r"^encoder/(?:blocks/block(\d+)|stage(\d+)_block\d+)/")
+SCANNED = "encoder/blocks/scanned/"
+
+
+def layer_of(path: str, leaf: Any) -> Any:
+    """The layer of a parameter: 0 for embeddings, positions and the stem, then 1, 2, …
+
+    A layer is a block of a ViT or a stage of a convolutional encoder. Scanned blocks have one for
+    each row of their stacked parameter: float32 [L, 1, …]. What lies above all layers (the last
+    norm, heads, decoders) has None.
+    """
+    if BELOW.match(path):
+        return 0
+    if path.startswith(SCANNED):
+        count = leaf.shape[0]
+        return np.arange(1, count + 1, dtype=np.float32).reshape(count, *[1] * (leaf.ndim - 1))
+    found = LAYER.match(path)
+    if not found:
+        return None
+    block, stage = found.groups()
+    return int(block) + 1 if block else int(stage)
+
+
+def layer_scales(params: Any, decay: float) -> Any:
+    """decay^(L + 1 - layer) for each parameter of an encoder of L layers; 1 above all layers."""
+    layers = jax.tree.map(layer_of, paths(params), params)
+    found = jax.tree.leaves(layers)  # leaves out None
+    above = 1 + max((float(np.max(layer)) for layer in found), default=0.0)
+    return jax.tree.map(
+        lambda layer: 1.0 if layer is None else decay ** (above - layer),
+        layers,
+        is_leaf=lambda layer: layer is None,
+    )
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Scales each update by `decay` once for each layer above its parameter.
+
+    To stand after the optimizer, so that steps and weight decay shrink alike: layer-wise decay of
+    the learning rate (Clark 2020, ELECTRA), with the depths of BEiT's and MAE's fine-tuning.
+    """
+    if not 0.0 < decay <= 1.0:
+        raise UserError(f"optim.layer_decay is a factor in (0, 1], not {decay}; 1 is without.")
+
+    def scaled(updates, params):
+        del params
+        scales = layer_scales(updates, decay)
+        return jax.tree.map(lambda u, scale: u * jnp.asarray(scale, u.dtype), updates, scales)
+
+    return optax.stateless(scaled)
+
+
+def all_but(frozen: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, but parameters whose path matches the regular expression stay, without moments."""
 
     def labels(params):
         found = jax.tree.map(
-            lambda path: "frozen" if re.search(cfg.freeze, path) else "trained", paths(params)
+            lambda path: "frozen" if re.search(frozen, path) else "trained", paths(params)
         )
         if len(set(jax.tree.leaves(found))) < 2:
-            raise UserError(f"optim.freeze {cfg.freeze!r} matches no parameter, or all of them.")
+            raise UserError(f"optim.freeze {frozen!r} matches no parameter, or all of them.")
         return found
 
     return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def make_optimizer(cfg: Any, schedule: Callable) -> optax.GradientTransformation:
+    """Clips the global norm to `clip` (0: never), then optimizes all but what `freeze` matches.
+
+    A `layer_decay` below 1 shortens the steps of the encoder's lower layers.
+    """
+    parts = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
+    tx = optax.chain(*parts, lookup(OPTIMIZERS, cfg.name, "optimizer")(cfg, schedule))
+    tx = all_but(cfg.freeze, tx) if cfg.freeze else tx
+    decay = cfg.get("layer_decay", 1.0)
+    return tx if decay == 1.0 else optax.chain(tx, scale_by_layer(decay))

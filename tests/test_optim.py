@@ -165,3 +165,114 @@ def test_unknown_names_list_the_known():
         optim.make_optimizer(cfg(name="adam"), lambda count: 0.1)
     with pytest.raises(UserError, match=r"Unknown schedule 'cosin'; known: constant, cosine.*Did"):
         optim.make_schedule(cfg(schedule="cosin"), 10, 0)
+
+
+def layered(kind):
+    """Parameters of an encoder of three layers of each kind, and of a head and a decoder."""
+    row = jnp.ones((2,))
+    stacked = {"kernel": jnp.ones((3, 4, 2)), "bias": jnp.ones((3, 2))}
+    encoder = {
+        "plain": {
+            "cls": row,
+            "positions_table": row,
+            "embed": {"kernel": row},
+            "blocks": {f"block0{i}": {"fc1": {"kernel": row}} for i in range(3)},
+            "norm": {"scale": row},
+        },
+        "scanned": {
+            "embed": {"kernel": row},
+            "blocks": {"scanned": {"fc1": stacked}},
+        },
+        "stages": {
+            "stem": {"kernel": row},
+            "stem_norm": {"scale": row},
+            "stage1_block0": {"conv1": {"kernel": row}},
+            "stage2_block0": {"conv1": {"kernel": row}},
+            "stage2_block1": {"conv1": {"kernel": row}},
+            "stage3_block0": {"norm1": {"bias": row}},
+            "last": {"kernel": row},
+        },
+    }
+    decoder = {"blocks": {"block00": {"fc1": {"kernel": row}}}}
+    return {"encoder": encoder[kind], "heads_a": {"kernel": row}, "decoders_mae": decoder}
+
+
+# With a decay of one half and three layers: 1/16 below them, then 1/8, 1/4, 1/2, and 1 above.
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (
+            "plain",
+            {
+                "cls": 1 / 16,
+                "positions_table": 1 / 16,
+                "embed/kernel": 1 / 16,
+                "blocks/block00/fc1/kernel": 1 / 8,
+                "blocks/block01/fc1/kernel": 1 / 4,
+                "blocks/block02/fc1/kernel": 1 / 2,
+                "norm/scale": 1,
+            },
+        ),
+        (
+            "scanned",
+            {
+                "embed/kernel": 1 / 16,
+                "blocks/scanned/fc1/kernel": np.reshape([1 / 8, 1 / 4, 1 / 2], (3, 1, 1)),
+                "blocks/scanned/fc1/bias": np.reshape([1 / 8, 1 / 4, 1 / 2], (3, 1)),
+            },
+        ),
+        (
+            "stages",
+            {
+                "stem/kernel": 1 / 16,
+                "stem_norm/scale": 1 / 16,
+                "stage1_block0/conv1/kernel": 1 / 8,
+                "stage2_block0/conv1/kernel": 1 / 4,
+                "stage2_block1/conv1/kernel": 1 / 4,
+                "stage3_block0/norm1/bias": 1 / 2,
+                "last/kernel": 1,
+            },
+        ),
+    ],
+)
+def test_layers_below_the_top_take_shorter_steps(kind, expected):
+    every = layered(kind)
+    tx = optim.scale_by_layer(0.5)
+    updates, _ = jax.jit(tx.update)(every, tx.init(every), every)
+    expected = {f"encoder/{path}": scale for path, scale in expected.items()}
+    expected |= {"heads_a/kernel": 1, "decoders_mae/blocks/block00/fc1/kernel": 1}
+    names = jax.tree.leaves(optim.paths(updates))
+    assert sorted(names) == sorted(expected)
+    for path, update, one in zip(
+        names, jax.tree.leaves(updates), jax.tree.leaves(every), strict=True
+    ):
+        np.testing.assert_array_equal(update, np.broadcast_to(expected[path], one.shape))
+        assert update.dtype == one.dtype
+
+
+def test_layer_decay_scales_the_whole_step():
+    """An encoder without blocks has its token one step below the head."""
+    settings = cfg(name="sgd", b1=0.0)
+    whole = trained(settings, steps=1)
+    with settings.unlocked():
+        settings.layer_decay = 0.25
+    found = trained(settings, steps=1)
+
+    def moved(after):
+        return jax.tree.map(jnp.subtract, after, params())
+
+    expected = moved(whole)
+    expected["encoder"]["cls"] *= 0.25
+    assert_close(moved(found), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_without_layers_every_step_is_whole():
+    tx = optim.scale_by_layer(0.5)
+    updates, _ = tx.update({"heads_a": {"kernel": jnp.ones(3)}}, tx.init({}))
+    np.testing.assert_array_equal(updates["heads_a"]["kernel"], np.ones(3))
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.5, 1.5])
+def test_layer_decays_that_are_no_factor_are_refused(decay):
+    with pytest.raises(UserError, match=r"optim\.layer_decay is a factor in \(0, 1\]"):
+        optim.scale_by_layer(decay)
