@@ -8,7 +8,6 @@ validation set is `test` here, and `validation` is drawn from train, so that no 
 import collections
 import dataclasses
 import functools
-import hashlib
 import io
 import math
 import os
@@ -22,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from hmtl_jax import errors
 from hmtl_jax.data import decode
+from hmtl_jax.data.readers.held_out import held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
 
@@ -121,9 +121,9 @@ class AffectNet:
                 file = {"train": "training.csv", "val": "validation.csv"}[official]
                 rows = self._rows_2017(tree, folder + file, track, left_out)
             splits[split] = list(rows)
-        held_out = _held_out(splits["train"], self.validation, self.seed)
-        splits["validation"] = [row for row in splits["train"] if row.key in held_out]
-        splits["train"] = [row for row in splits["train"] if row.key not in held_out]
+        chosen = held_out(splits["train"], self.validation, self.seed, ("expression",))
+        splits["validation"] = [row for row in splits["train"] if row.key in chosen]
+        splits["train"] = [row for row in splits["train"] if row.key not in chosen]
         return Survey({split: rows for split, rows in splits.items() if rows}, left_out)
 
     def check(self, survey: Survey) -> list[str]:
@@ -262,21 +262,6 @@ def crop(image_hwc: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     rows = np.clip(np.arange(top, top + side), 0, height - 1)
     columns = np.clip(np.arange(left, left + side), 0, width - 1)
     return np.ascontiguousarray(image_hwc[rows[:, None], columns[None, :]])
-
-
-def _held_out(rows: list[Row], share: float, seed: int) -> set[str]:
-    """Keys of that share of each class, rounded up: those whose hash comes first."""
-    classes = collections.defaultdict(list)
-    for row in rows:
-        if row.labels is None:
-            continue
-        digest = hashlib.blake2b(f"{seed}/{row.key}".encode(), digest_size=8).digest()
-        classes[row.labels["expression"]].append((digest, row.key))
-    return {
-        key
-        for members in classes.values()
-        for _, key in sorted(members)[: math.ceil(share * len(members))]
-    }
 
 
 def _npy(tree: Tree, path: str, length: int) -> np.ndarray:
