@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import ClassVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -40,29 +41,36 @@ def _several(value: str) -> bool:
 
 
 class Preemption:
-    """Becomes true at the same step on all processes after any of them got SIGTERM.
+    """Becomes true at the same step on all processes after any of them was told to stop.
 
-    A single process watches the signal itself; among several, JAX's coordination service does.
+    A single process watches SIGTERM and Ctrl-C itself, and a second Ctrl-C ends it at once; among
+    several, JAX's coordination service watches SIGTERM.
     """
+
+    NAMES: ClassVar = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
     def __init__(self):
         self.seen = False
+        self.by = "SIGTERM"  # what the last line names
         self.alone = jax.process_count() == 1
-        if self.alone:
-            self.before = signal.signal(signal.SIGTERM, self._on_signal)
+        watched = self.NAMES if self.alone else ()
+        self.before = {number: signal.signal(number, self._on_signal) for number in watched}
 
     def _on_signal(self, number, frame) -> None:
-        del number, frame
-        self.seen = True
+        del frame
+        self.seen, self.by = True, self.NAMES[number]
+        # A launcher and its system may both send SIGTERM; a person presses twice for a reason.
+        if number == signal.SIGINT:
+            signal.signal(number, self.before[number])
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`."""
         return self.seen if self.alone else multihost_utils.reached_preemption_sync_point(step)
 
     def close(self) -> None:
-        """Gives the signal back to whoever had it."""
-        if self.alone:
-            signal.signal(signal.SIGTERM, self.before)
+        """Gives the signals back to whoever had them."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def lead() -> bool:

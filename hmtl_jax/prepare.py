@@ -275,13 +275,16 @@ def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 1 after one sentence on stderr."""
+    """Runs the command line; returns 0, or 1 (130: Ctrl-C) after one sentence on stderr."""
     args = vars(_parser().parse_args(argv))
     try:
         prepare(args.pop("name"), args.pop("source", None), args.pop("data_dir"), **args)
     except errors.UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("prepare: interrupted; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -13,8 +13,8 @@
 #
 # --config, --config.x and --workdir are passed on; other flags of the program go behind `--`. Paths are
 # read from the root of the repository. JAX_PLATFORMS, XLA_FLAGS and CUDA_VISIBLE_DEVICES are kept as they
-# are. SIGTERM reaches every process, which saves a checkpoint and ends; so does Ctrl-C on several. The same
-# command goes on from there.
+# are. SIGTERM and Ctrl-C reach every process, which saves a checkpoint and ends. The same command goes on
+# from there.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,4 @@
-"""Flags that name no cluster are refused; alone, a process watches SIGTERM itself."""
+"""Flags that name no cluster are refused; alone, a process watches the signals."""
 
 import os
 import signal
@@ -64,11 +64,23 @@ def test_flags_that_name_no_cluster_are_refused(joined, given, said):
     assert joined == []
 
 
-def test_sigterm_is_seen_and_given_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_to_stop_is_seen_named_and_given_back(number, name):
+    before = signal.getsignal(number)
     preemption = cluster.Preemption()
     assert not preemption.reached(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     assert preemption.reached(2)
+    assert preemption.by == name
     preemption.close()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
+    preemption = cluster.Preemption()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    preemption.close()

@@ -156,6 +156,18 @@ def test_the_command_line(tmp_path, source):
     assert "Traceback" not in unknown.stderr
 
 
+def test_ctrl_c_is_one_sentence_and_leaves_nothing(tmp_path, source, monkeypatch, capsys):
+    def interrupted(row):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "_load_one", interrupted)
+    arguments = ["--source", str(source), "--data_dir", str(tmp_path / "d"), "--allow_partial"]
+    assert prepare.main(["ferplus", *arguments]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "prepare: interrupted; nothing was written"
+    assert list((tmp_path / "d" / "ferplus").iterdir()) == []
+
+
 def test_every_reader_has_help_and_options(capsys):
     for name in READERS:
         with pytest.raises(SystemExit) as caught:

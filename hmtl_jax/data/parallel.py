@@ -49,7 +49,7 @@ class Running(Iterator[dict[str, np.ndarray]]):
             raise errors.UserError(
                 f"A data worker ended by itself ({str(error).partition('. ')[0]}): too little "
                 "memory, or a main module that starts work when it is imported; look at the lines "
-                "above, and try workers=0."
+                "above, and try data.workers=0."
             ) from error
         if self._workers:
             # An array in shared memory must not outlive its file, which JAX can't know (on a CPU
@@ -90,7 +90,7 @@ def _check_shared_memory(needed: int) -> None:
         raise errors.UserError(
             f"Data workers need {needed / 1e6:.0f} MB of shared memory for batches in flight, but "
             f"/dev/shm has {free / 1e6:.0f} MB free; give the container more (docker: --shm-size), "
-            "or use workers=0 (threads)."
+            "or set data.workers=0 (threads)."
         )
 
 

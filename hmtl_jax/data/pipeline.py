@@ -294,8 +294,8 @@ class _Load:
         except errors.UserError as error:
             raise errors.UserError(
                 f"Record {record['key']!r} of {_name(self._source)}: {str(error).rstrip('.')}; "
-                "replace the file and prepare the data again, or let the recipe tolerate corrupt "
-                "pictures."
+                "replace the file and prepare the data again, or set data.tolerate_corrupt to skip "
+                "and count it."
             ) from None
 
     def warn_of_corrupt(self, batch: Batch) -> None:

@@ -221,7 +221,7 @@ def test_evaluation_may_be_repeated_and_left_early():
 MESSAGE = (
     "Record 'face-005' of the split 'train' of drawn: The image is damaged, cut short or no "
     "picture (293 bytes that no decoder takes); replace the file and prepare the data again, or "
-    "let the recipe tolerate corrupt pictures."
+    "set data.tolerate_corrupt to skip and count it."
 )
 
 
@@ -333,7 +333,7 @@ def test_workers_give_the_very_batches_and_take_over_any_position():
 def test_too_little_shared_memory_is_told_before_a_worker_dies(monkeypatch):
     usage = type(shutil.disk_usage("/"))(64, 63, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(errors.UserError, match=r"need 0 MB .* --shm-size.*workers=0"):
+    with pytest.raises(errors.UserError, match=r"need 0 MB .* --shm-size.*data.workers=0"):
         next(train(Records(30), workers=2))
 
 
@@ -380,7 +380,7 @@ def test_a_worker_that_is_killed_is_told_in_words():
     next(batches)
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(errors.UserError, match=r"exit code -9.*workers=0"):
+    with pytest.raises(errors.UserError, match=r"exit code -9.*data.workers=0"):
         take(batches, 20)
     wait_for_no_children()
 
