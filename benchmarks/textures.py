@@ -2,10 +2,10 @@
 
     python -m benchmarks.textures [--repeats 5]
 
-The peer of LBP is scikit-image, image by image; that of LDP, which scikit-image lacks, is NumPy
-and SciPy on the whole batch. Arms alternate, the fastest of the repeats counts, and the codes are
-compared before the clock starts. XLA uses all cores, the peers one each, as anyone would run them.
-Takes about a minute on two cores.
+The peer of LBP, HOG and Sobel is scikit-image, image by image; that of LDP, which scikit-image
+lacks, is NumPy and SciPy on the whole batch. Arms alternate, the fastest of the repeats counts, and
+the codes are compared before the clock starts. XLA uses all cores, the peers one each, as anyone
+would run them. Takes a few minutes on two cores.
 """
 
 import argparse
@@ -17,10 +17,14 @@ from functools import partial
 import jax
 import numpy as np
 from scipy import ndimage
+from skimage.feature import hog as hog_of_one
 from skimage.feature import local_binary_pattern
+from skimage.filters import sobel as sobel_of_one
 
+from hmtl_jax.textures.hog import hog
 from hmtl_jax.textures.lbp import lbp
 from hmtl_jax.textures.ldp import ldp
+from hmtl_jax.textures.sobel import sobel
 
 BATCH = 64
 SIZES = (48, 224)
@@ -45,8 +49,26 @@ def numpy_ldp(gray_bhw, k=3):
     return np.sum(1 << order[:k], axis=0)
 
 
+def skimage_hog(gray_bhw, cell=8, bins=9):
+    """HOG of a batch without larger blocks, each cell's histogram at each of its pixels."""
+    settings = {"feature_vector": False, "block_norm": "L2"}
+    cells = np.stack(
+        [
+            hog_of_one(gray.astype(np.float64), bins, (cell, cell), (1, 1), **settings)[:, :, 0, 0]
+            for gray in gray_bhw
+        ]
+    )
+    return cells.repeat(cell, 1).repeat(cell, 2)
+
+
+def skimage_sobel(gray_bhw):
+    """Sobel of a batch, on levels, so that sums are exact, then in our scale."""
+    found = np.stack([sobel_of_one(gray.astype(np.float64)) for gray in gray_bhw])
+    return found * np.sqrt(8 / 5) / 255
+
+
 def cases() -> dict[str, tuple[Callable, Callable]]:
-    """Name -> (ours, peer), both from uint8 [B, H, W] to codes."""
+    """Name -> (ours, peer), both from uint8 [B, H, W] to codes or maps."""
     circles = [(8, 1, method) for method in ("default", "ror", "uniform", "var")]
     lbps = {
         f"lbp P={points} R={radius} {method}": (
@@ -55,7 +77,12 @@ def cases() -> dict[str, tuple[Callable, Callable]]:
         )
         for points, radius, method in [*circles, (16, 2, "default"), (24, 3, "uniform")]
     }
-    return {**lbps, "ldp k=3": (ldp, numpy_ldp)}
+    others = {
+        "ldp k=3": (ldp, numpy_ldp),
+        "hog cell=8": (hog, skimage_hog),
+        "sobel": (sobel, skimage_sobel),
+    }
+    return lbps | others
 
 
 def race(ours: Callable, peer: Callable, repeats: int) -> tuple[float, float]:
@@ -75,7 +102,7 @@ def measure(name: str, ours: Callable, peer: Callable, size: int, repeats: int) 
     on_device = jax.device_put(gray_bhw)
     compiled = jax.jit(ours).lower(on_device).compile()
     mine, theirs = np.asarray(compiled(on_device)), peer(gray_bhw)
-    # The variance is float32 here and float64 there; codes are integers and must be equal.
+    # What is no code is float32 here and float64 there; codes are integers and must be equal.
     differing = np.mean(~np.isclose(mine, theirs, rtol=1e-4, atol=0))
     fast, slow = race(
         lambda: compiled(on_device).block_until_ready(), lambda: peer(gray_bhw), repeats

@@ -17,7 +17,10 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _GREY = "#555555"
 _DPI = 144
 # Evaluation metrics where less is better; they get a panel of their own.
-ERRORS = ("nll", "ece", "loss", "mae", "mse", "rmse", "eer", "geodesic")
+ERRORS = (
+    *("nll", "ece", "loss", "mae", "mse", "rmse", "eer", "geodesic"),
+    *("mae_yaw", "mae_pitch", "mae_roll"),
+)
 
 
 def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> None:
