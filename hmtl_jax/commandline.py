@@ -1,5 +1,7 @@
 """Reads the flags of the commands that take a recipe; a mistake in them is one sentence."""
 
+import difflib
+import inspect
 import pathlib
 import re
 import runpy
@@ -34,7 +36,12 @@ def check_keys(argv: list[str]) -> None:
         raise UserError(f"There is no recipe {path}; --config names its file, as configs/NAME.py.")
     from hmtl_jax import recipe
 
-    config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
+    found = runpy.run_path(path)
+    if "get_config" not in found:
+        raise UserError(f"{path} is no recipe: it lacks get_config(), which returns the keys.")
+    if colon and not inspect.signature(found["get_config"]).parameters:
+        raise UserError(f"The recipe {path} takes no argument; leave out ':{argument}'.")
+    config = found["get_config"](*[argument] if colon else [])
     known = recipe.flat(config)
     for key in re.findall(r"^--?(?:no)?config\.([\w.]+)", text, re.MULTILINE):
         if key not in known:
@@ -42,10 +49,17 @@ def check_keys(argv: list[str]) -> None:
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
-    """The key of the same last name, or the most similar one; else all that stand beside it."""
+    """The most similar key, before others one of the same last name; else all that stand beside."""
     group, _, name = key.rpartition(".")
-    for same in (k for k in known if k.rpartition(".")[2] == name):
-        return f" Did you mean {same!r}?"
+    same = [k for k in known if k.rpartition(".")[2] == name]
+    if same:
+        alike = max(same, key=lambda k: difflib.SequenceMatcher(None, key, k).ratio())
+        return f" Did you mean {alike!r}?"
     beside = [k.removeprefix(f"{group}.") for k in known if k.startswith(f"{group}.") or not group]
+    if not beside:
+        return nearest(key, known)
+    # The last name alone: what stands before it is the same for all, and would count as alike.
+    for close in difflib.get_close_matches(name, beside, n=1, cutoff=0.5):
+        return f" Did you mean {key.removesuffix(name) + close!r}?"
     names = sorted({k.partition(".")[0] for k in beside})
-    return nearest(key, known) or f" Known{f' in {group}' if group else ''}: {', '.join(names)}."
+    return f" Known{f' in {group}' if group else ''}: {', '.join(names)}."

@@ -33,6 +33,9 @@ def main(argv: list[str]) -> None:
         train.run(FLAGS.config, FLAGS.workdir)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def _concerns_user(record: logging.LogRecord) -> bool:

@@ -34,6 +34,7 @@ def run(config: ConfigDict, folder: str) -> None:
     check_best(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
+    check_eval_batch(config.eval_batch_size, mesh)
     path = pathlib.Path(folder)
     if config.job == "evaluate" and not (path / "checkpoints").is_dir():
         raise UserError(f"The workdir {path} holds no checkpoint to evaluate; train first.")
@@ -160,7 +161,10 @@ def train_and_evaluate(run: Run) -> None:
                 save(run, current, clock, score)
             if stopped and not last:
                 run.checkpoints.wait()
-                say(f"stopped by SIGTERM and saved step {at}; the same command goes on from there")
+                say(
+                    f"stopped by {preemption.by} and saved step {at}; "
+                    "the same command goes on from there"
+                )
                 return
 
         ##### The end: the test split, once, with the weights that validation chose #####
@@ -179,6 +183,15 @@ def open_split(config: ConfigDict, split: str) -> Any:
             prepare.prepare("synthetic", None, folder)
     cluster.wait("prepared")
     return records.open_split(config.data.data_dir, config.data.name, split)
+
+
+def check_eval_batch(size: int, mesh: Any) -> None:
+    """Raises UserError unless every device gets equally many examples of an evaluation batch."""
+    if size < 0 or size % mesh.size:
+        raise UserError(
+            f"eval_batch_size {size} does not divide over {mesh.size} devices; choose a multiple "
+            f"of {mesh.size}, or 0 for that of training."
+        )
 
 
 def check_best(config: ConfigDict) -> None:

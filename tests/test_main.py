@@ -6,7 +6,7 @@ import sys
 import pytest
 from absl import flags
 
-from hmtl_jax import commandline, main  # noqa: F401  (main defines the flags)
+from hmtl_jax import cluster, commandline, main
 from hmtl_jax.errors import UserError
 from tests import runs
 
@@ -58,6 +58,8 @@ def test_an_unknown_key_suggests_the_nearest_or_lists_the_known(refuses, key, sa
         ([RECIPE], "--workdir must have a value"),
         (["--config=configs/nope.py", "--workdir=x"], "There is no recipe configs/nope.py"),
         (["--config", "configs/nope.py:cpu", "--workdir=x"], "There is no recipe configs/nope.py"),
+        (["--config=tests/runs.py", "--workdir=x"], "tests/runs.py is no recipe: it lacks"),
+        ([f"{RECIPE}:cpu", "--workdir=x"], "takes no argument; leave out ':cpu'"),
         (["--config=configs/ferplus_supervised.py:gpu", "--workdir=x"], "'gpu' is unknown"),
         ([RECIPE, "--workdir=x", "--config.optim.lr=abc"], "could not convert string to float"),
         ([RECIPE, "--workdir=x", "--config.batch_size=1.5"], "--config.batch_size=1.5"),
@@ -70,6 +72,25 @@ def test_wrong_flags_are_one_sentence(refuses, arguments, said):
     assert sentence.startswith("error: ")
     assert said in sentence
     assert "Traceback" not in sentence and "\n" not in sentence
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(runs.ROOT)
+    monkeypatch.setattr(cluster, "join", interrupted)
+    argv = ["main.py", RECIPE, "--workdir=x"]
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        commandline.parse(argv)
+        with pytest.raises(SystemExit) as ended:
+            main.main(argv[:1])
+    finally:
+        flags.FLAGS.unparse_flags()
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert said == "interrupted; the same command goes on from the last checkpoint\n"
 
 
 def test_known_keys_of_any_kind_pass(monkeypatch):

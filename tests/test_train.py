@@ -304,6 +304,7 @@ def test_a_subset_is_its_share_of_each_class(tiny_data, tmp_path, mesh):
         ({"data__validation": "dev"}, "Unknown split of synthetic 'dev'; known: test, train"),
         ({"data__test": "tset"}, "Unknown split of synthetic 'tset'.*Did you mean 'test'"),
         ({"batch_size": 12}, "batch_size 12 does not divide over 8 devices"),
+        ({"eval_batch_size": 12}, "eval_batch_size 12 does not divide over 8 devices"),
         ({"batch_size": 128}, "too few for one batch of 128"),
         ({"model__encoder": "16x2x2/5"}, "patch 5 does not divide the image size 32"),
         ({"model__encoder": "XL/16"}, "Unknown encoder 'XL'; known: B, H, L, S, Ti"),
@@ -365,7 +366,7 @@ def test_flaws_stop_a_run_or_are_skipped_and_counted(
 
     # A corrupt image names its key.
     key = records.open_split(flawed_data, "synthetic", "train")[CORRUPT]["key"]
-    with pytest.raises(UserError, match=f"Record '{key}' of the split 'train'.*tolerate corrupt"):
+    with pytest.raises(UserError, match=f"Record '{key}' of the split 'train'.*tolerate_corrupt"):
         runs.run(cfg, folder)
 
     # Tolerated, the run goes on to the infinite label; what came before is saved, and nothing else.
