@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
 
     config.model.encoder = "192x6x3/16" if cpu else "S/8"
     config.model.pool = "mean"
-    for label in ("gender", "age", "race"):
+    for label in ("gender", "age_group", "race"):
         config.tasks[label] = recipe.task("classification", label=label, label_smoothing=0.1)
     config.optim.lr = 3e-4
     config.optim.warmup_epochs = 1.0 if cpu else 5.0

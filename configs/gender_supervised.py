@@ -12,5 +12,5 @@ from configs import fairface_supervised
 def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     config = fairface_supervised.get_config(arg)
-    del config.tasks.age, config.tasks.race
+    del config.tasks.age_group, config.tasks.race
     return config

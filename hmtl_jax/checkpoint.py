@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from hmtl_jax import cluster, recipe
 from hmtl_jax.errors import UserError
-from hmtl_jax.state import TrainState
+from hmtl_jax.state import TrainState, with_encoder
 
 # Orbax's policies do not fit its own type hints.
 _preservation: Any = ocp.training.preservation_policies
@@ -197,19 +197,10 @@ def load_encoder(path: str, state: TrainState) -> tuple[TrainState, list[str], l
     with _readable(pathlib.Path(folder)):
         found = ocp.load(folder, tree)
     found = found["ema"] if saved["ema"] else found
-    new: dict[str, Any] = {
-        part: {**getattr(state, part), "encoder": found[part]["encoder"]} for part in parts
-    }
-    taken = [f"encoder/{name}" for name in _flat(new["params"]["encoder"])]
+    encoder = {part: found[part]["encoder"] for part in parts}
+    taken = [f"encoder/{name}" for name in _flat(encoder["params"])]
     left = [name for name in _flat(source["params"]) if name not in taken]
-    if state.ema:
-        # A copy: the state is donated, and a buffer cannot be donated twice.
-        copies = jax.tree.map(jax.numpy.copy, {part: new[part]["encoder"] for part in parts})
-        new["ema"] = {
-            part: {**ours, "encoder": copies[part]} if part in copies else ours
-            for part, ours in state.ema.items()
-        }
-    return dataclasses.replace(state, **new), taken, left
+    return with_encoder(state, encoder), taken, left
 
 
 def _check_fit(folder: str, ours: Any, theirs: Any) -> None:

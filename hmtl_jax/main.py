@@ -1,7 +1,10 @@
 """python -m hmtl_jax.main --config=configs/RECIPE.py --workdir=runs/NAME [--config.KEY=VALUE …]"""
 
+import errno
 import logging
+import pathlib
 import sys
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -16,7 +19,11 @@ flags.DEFINE_string("workdir", None, "Where the run leaves its files; the same o
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; found alone on Slurm and TPU.")
 flags.DEFINE_integer("num_processes", None, "Processes of the whole run.")
 flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flags_as_required(["config"])
+
+
+# A full disk, a quota, a file system or a folder that may not be written.
+OUT_OF_REACH = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(argv: list[str]) -> None:
@@ -30,12 +37,26 @@ def main(argv: list[str]) -> None:
     absl_logging.get_absl_handler().addFilter(_concerns_user)
     try:
         cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        train.run(FLAGS.config, FLAGS.workdir)
+        train.run(FLAGS.config, FLAGS.workdir or workdir_beside(FLAGS.config))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in OUT_OF_REACH:
+            raise
+        sys.exit(
+            f"error: {error.filename or FLAGS.workdir}: {error.strerror}; free the disk or mend "
+            "the folder, then the same command goes on from the last checkpoint."
+        )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def workdir_beside(config: Any) -> str:
+    """Where a probe leaves its report without a workdir: in the run that it probes."""
+    if config.job == "probe" and pathlib.Path(config.init_from or "-").is_dir():
+        return f"{config.init_from}/probe"
+    raise UserError("--workdir is missing; it names the folder where the run leaves its files.")
 
 
 def _concerns_user(record: logging.LogRecord) -> bool:

@@ -120,6 +120,10 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
 def all_but(frozen: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx`, but parameters whose path matches the regular expression stay, without moments."""
+    try:
+        re.compile(frozen)
+    except re.error as error:
+        raise UserError(f"optim.freeze {frozen!r} is no regular expression: {error}.") from error
 
     def labels(params):
         found = jax.tree.map(
@@ -140,5 +144,6 @@ def make_optimizer(cfg: Any, schedule: Callable) -> optax.GradientTransformation
     parts = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
     tx = optax.chain(*parts, lookup(OPTIMIZERS, cfg.name, "optimizer")(cfg, schedule))
     tx = all_but(cfg.freeze, tx) if cfg.freeze else tx
-    decay = cfg.get("layer_decay", 1.0)
-    return tx if decay == 1.0 else optax.chain(tx, scale_by_layer(decay))
+    if cfg.layer_decay == 1.0:
+        return tx
+    return optax.chain(tx, scale_by_layer(cfg.layer_decay))

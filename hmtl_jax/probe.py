@@ -4,13 +4,19 @@ A split is a pair (features float [N, D], labels). All probes are deterministic:
 give the same metrics.
 """
 
+import json
+import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from hmtl_jax import errors, evaluate
+from hmtl_jax import cluster, errors, evaluate, initial, recipe, sharding, state, step, workdir
+from hmtl_jax.data import pipeline, records
+from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics.classification import classification_metrics
 from hmtl_jax.metrics.regression import regression_metrics
 
@@ -21,6 +27,139 @@ CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ALPHAS = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 # Of the votes of near neighbours, as in Wu 2018 (arXiv 1805.01978).
 TEMPERATURE = 0.07
+
+
+def run(config: ConfigDict, folder: pathlib.Path) -> None:
+    """The job `probe`: what the frozen encoder of `init_from` knows, beside a random one.
+
+    The encoder and the data are those of the run that `init_from` names, but for the keys of `data`
+    that the recipe sets. Leaves probe-LABEL.json in `folder` for each label.
+    """
+    theirs, own_labels = probed(config)
+    source = {
+        part: records.open_split(theirs.data.data_dir, theirs.data.name, theirs.data[part])
+        for part in ("train", "validation", "test")
+    }
+    labels = [config.probe.label] if config.probe.label else own_labels
+    check_labels(labels, source["train"])
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch_size, 1, mesh)
+    with jax.set_mesh(mesh):
+        splits = {
+            name: {part: encoded(theirs, start, of, labels, mesh) for part, of in source.items()}
+            for name, start in (("trained", True), ("random", False))
+        }
+    if cluster.lead():
+        folder.mkdir(parents=True, exist_ok=True)
+        for label in labels:
+            report(config, label, splits, source["train"].class_names(label), folder)
+
+
+def probed(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """The recipe of the encoder that is probed, on the data that are asked for; its tasks' labels.
+
+    A safetensors file has no recipe: the encoder is then the one that `config` names.
+    """
+    if not config.init_from:
+        raise errors.UserError("The job probe needs init_from: a run's workdir or its checkpoint.")
+    theirs = config.copy_and_resolve_references()
+    labels: list[str] = []
+    with theirs.unlocked():
+        if not config.init_from.endswith(".safetensors"):
+            kept = workdir.recipe_of(pathlib.Path(config.init_from))
+            for key in (*config.model, *config.data):
+                section = "model" if key in config.model else "data"
+                theirs[section][key] = kept.get(f"{section}.{key}", theirs[section][key])
+            labels = _labels_of(kept)
+        theirs.data.subset = config.data.subset
+        if config.data.name:
+            theirs.data = config.data
+        theirs.data.data_dir = config.data.data_dir or theirs.data.data_dir
+    return theirs, labels
+
+
+def _labels_of(kept: Mapping[str, Any]) -> list[str]:
+    """The labels of the tasks of a flat recipe, each once."""
+    found = []
+    for key, value in kept.items():
+        if key.startswith("tasks.") and key.rpartition(".")[2] in ("label", "labels"):
+            found += [value] if isinstance(value, str) else value
+    return list(dict.fromkeys(found))
+
+
+def check_labels(labels: Sequence[str], source: Any) -> None:
+    """Raises UserError unless each label is in the data set, and there is one at all."""
+    if not labels or set(labels) - set(source.labels):
+        raise errors.UserError(
+            f"probe.label {', '.join(labels)!r} is not in the data set; it has "
+            f"{', '.join(sorted(source.labels))}."
+        )
+
+
+def encoded(
+    config: ConfigDict, trained: bool, source: Any, labels: Sequence[str], mesh: Any
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Features and labels of a split under the encoder of `init_from`, or under a random one.
+
+    Of the split for training `data.subset` is read, the same share of each class.
+    """
+    program = recipe.build_encoder(config)
+    shapes = state.abstract(program, mesh)
+    current = state.create_sharded(program, shapes)
+    if trained:
+        current = initial.init_from(config, current)
+    encode = recipe.jitted(step.encode_step, program, out_shardings=sharding.replicated(mesh))
+    loading = recipe.loading(config, labels, config.batch_size)
+    found, known = features(encode, current, pipeline.eval_batches(source, **loading), mesh)
+    if source.split == config.data.train and config.data.subset < 1:
+        classes = known[labels[0]]
+        if classes.ndim > 1 or classes.dtype.kind == "f":
+            classes = np.zeros(len(classes), int)
+        rows = subset_indices(classes, config.data.subset, config.seed)
+        found, known = found[rows], {name: values[rows] for name, values in known.items()}
+    return found, known
+
+
+def report(
+    config: ConfigDict,
+    label: str,
+    splits: Mapping[str, Mapping[str, Any]],
+    class_names: Sequence[str] | None,
+    folder: pathlib.Path,
+) -> None:
+    """Probes one label with both encoders, writes probe-LABEL.json, and says the result."""
+    found: dict[str, Any] = {"label": label, "init_from": config.init_from}
+    for encoder, of in splits.items():
+        train, validation, test = (
+            (of[part][0], of[part][1][label]) for part in ("train", "validation", "test")
+        )
+        if train[1].dtype.kind == "f":
+            parts = (_in_columns(*split) for split in (train, validation, test))
+            found[encoder] = {"linear": ridge(*parts, names=class_names or (label,))}
+        elif train[1].ndim == 1 and class_names:
+            found[encoder] = {
+                "linear": linear_probe(train, validation, test, class_names),
+                "neighbours": knn(train, test, class_names, config.probe.neighbours),
+            }
+        else:
+            raise errors.UserError(
+                f"probe.label {label!r} is neither a class nor a number; probe one that is."
+            )
+        found[encoder]["train_examples"] = len(train[1])
+    path = folder / f"probe-{label}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    for kind in ("linear", "neighbours"):
+        if kind in found["trained"]:
+            metric = "accuracy" if "accuracy" in found["trained"][kind] else "rmse"
+            ours, chance = (found[e][kind][metric] for e in ("trained", "random"))
+            cluster.say(
+                f"{label}, {kind}: test {metric} {ours:.4f}, with a random encoder {chance:.4f}; "
+                f"see {path}"
+            )
+
+
+def _in_columns(features_nd: np.ndarray, labels: np.ndarray) -> Split:
+    return features_nd, np.asarray(labels, np.float64).reshape(len(labels), -1)
 
 
 def features(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from hmtl_jax import optim, pretext, tasks, textures, weighting
@@ -22,7 +23,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def defaults() -> ConfigDict:
     """Every key of a recipe, except those of its tasks and pretexts, which are theirs to name."""
     config = ConfigDict()
-    config.job = "train"  # train, or evaluate the workdir's best checkpoint
+    config.job = "train"  # or evaluate, or export the workdir's best checkpoint; probe init_from
     config.seed = 0
     config.batch_size = 128  # over all devices and micro-batches
     config.epochs = 100.0
@@ -77,12 +78,16 @@ def defaults() -> ConfigDict:
     config.optim.weight_decay = 0.05
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
+    config.optim.layer_decay = 1.0  # factor of the step from each layer to the one below it
     config.optim.clip = 0.0  # global norm; 0: never
     config.optim.freeze = ""  # regex of parameter paths that stay as they are
     config.optim.accumulate = 1
     config.optim.ema = 0.0  # decay of the moving average that is evaluated; 0: none
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.probe = ConfigDict()
+    config.probe.label = ""  # what the job probe reads off the features; empty: the run's own
+    config.probe.neighbours = 20
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 0  # steps between checkpoints; 0: at each evaluation
@@ -142,7 +147,7 @@ def _part(cls: type, kind: str, settings: dict, filled: set[str]) -> ConfigDict:
 def check(config: ConfigDict) -> None:
     """Raises UserError for a value that no run could use, before anything is opened or written."""
     choices = {
-        "job": (config.job, ("train", "evaluate")),
+        "job": (config.job, ("train", "evaluate", "export", "probe")),
         "nonfinite": (config.nonfinite, ("stop", "skip")),
         "stream": (config.stream, ("clean", "one_stream", "siamese")),
         "model.fusion": (config.model.fusion, ("", *heads.FUSIONS)),
@@ -170,13 +175,24 @@ def check(config: ConfigDict) -> None:
             f"model.fusion {config.model.fusion!r} needs one pretext whose view it fuses; the "
             f"recipe has {len(config.pretexts)}."
         )
+    if not config.data.name:
+        raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
     if not 0.0 < config.data.subset <= 1.0:
         raise UserError(f"data.subset is a share in (0, 1], not {config.data.subset}.")
     if not 0.0 <= config.optim.ema < 1.0:
         raise UserError(f"optim.ema is a decay in [0, 1), not {config.optim.ema}.")
-    for key in ("batch_size", "log_every"):
-        if config[key] < 1:
-            raise UserError(f"{key} must be at least 1, not {config[key]}.")
+    positive = {key: config[key] for key in ("batch_size", "log_every")}
+    positive |= {f"data.{key}": config.data[key] for key in ("image_size", "threads")}
+    for key, value in positive.items():
+        if value < 1:
+            raise UserError(f"{key} must be at least 1, not {value}.")
+    shares = {
+        "model.drop_path": config.model.drop_path,
+        "model.head_dropout": config.model.head_dropout,
+    }
+    for key, value in shares.items():
+        if not 0.0 <= value < 1.0:
+            raise UserError(f"{key} is a share in [0, 1), not {value}.")
     if config.steps < 0 or (config.steps == 0 and config.epochs <= 0):
         raise UserError("The recipe trains for no step; set epochs or steps above 0.")
 
@@ -207,8 +223,17 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
         if "classes" in cls.__dataclass_fields__:
             settings |= _class_settings(name, settings, source)
         if "names" in cls.__dataclass_fields__:
-            # A vector has a name an entry, a number is its own.
-            settings["names"] = tuple(n for one in read for n in source.class_names(one) or (one,))
+            settings["names"] = tuple(pipeline.entry_names(source, read))
+        if part.kind == "binary" and len(source.class_names(read[0]) or "01") != 2:
+            raise UserError(
+                f"tasks.{name}.label {read[0]!r} has {len(source.class_names(read[0]))} classes, "
+                "not two; make it a classification task."
+            )
+        if settings.get("objective") == "ccc" and config.optim.accumulate > 1:
+            raise UserError(
+                f"tasks.{name}.objective 'ccc' is taken over the whole batch; set "
+                "optim.accumulate to 1, or the objective to 'mse'."
+            )
         made[name] = cls(**settings)
         _check_labels(name, key, made[name].labels, source)
         if (config.augment.mixup or config.augment.cutmix) and not made[name].mixes:
@@ -296,6 +321,7 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
     """The encoder of the recipe with a head a task and a decoder a pretext."""
     encoder, model = encoders.parse(config.model.encoder), config.model
     encoder.check(config.data.image_size)
+    _check_sizes(config, made_pretexts)
     dtype = DTYPES[model.dtype]
     reads = {
         "clean": ("clean",),
@@ -320,21 +346,30 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
     )
 
 
+def _check_sizes(config: ConfigDict, made_pretexts: Mapping) -> None:
+    """A table of learned positions has one size; fixed ones are computed for any."""
+    for name, made in made_pretexts.items():
+        others = set(getattr(made, "sizes", ())) - {config.data.image_size}
+        if others and "/" in config.model.encoder and config.model.positions == "learned":
+            raise UserError(
+                f"pretexts.{name}.sizes holds {sorted(others)}, which learned positions do not "
+                "fit; set model.positions to 'sincos'."
+            )
+
+
 def make_weighting(config: ConfigDict, steps: int, per_epoch: int) -> weighting.Fixed:
     """The weighting of the recipe's losses, over a run of `steps`."""
-    sides = []
-    for parts in (config.tasks, config.pretexts):
-        sides.append(
-            {
-                name: weighting.schedule(
-                    name, part.weight, part.weight_schedule, part.final_weight, steps
-                )
-                for name, part in parts.items()
-            }
-        )
-    made = lookup(weighting.WEIGHTINGS, config.weighting.name, "weighting")(
-        *sides, config.weighting, per_epoch
-    )
+
+    def schedules(parts: Mapping) -> dict:
+        return {
+            name: weighting.schedule(
+                name, part.weight, part.weight_schedule, part.final_weight, steps
+            )
+            for name, part in parts.items()
+        }
+
+    make = lookup(weighting.WEIGHTINGS, config.weighting.name, "weighting")
+    made = make(schedules(config.tasks), schedules(config.pretexts), config.weighting, per_epoch)
     if not any(float(weight(at)) for weight in made.base.values() for at in (0, steps)):
         raise UserError(f"The weights of {', '.join(made.base)} are all 0; set one above 0.")
     return made
@@ -363,6 +398,37 @@ def build(config: ConfigDict, source: Any, examples: int) -> Program:
     )
 
 
+def build_encoder(config: ConfigDict) -> Program:
+    """A program of the recipe's encoder alone, which trains nothing."""
+    with (alone := config.copy_and_resolve_references()).unlocked():
+        alone.model.fusion = ""
+    return Program(
+        model=make_model(alone, {}, {}),
+        tasks={},
+        pretexts={},
+        weighting=weighting.Fixed({}),
+        augment=augment.Augment(image_size=config.data.image_size),
+        tx=optax.identity(),
+        schedule=optax.constant_schedule(0.0),
+        input=config.model.input,
+        seed=config.seed,
+    )
+
+
+def loading(config: ConfigDict, labels: Sequence[str], batch_size: int) -> dict[str, Any]:
+    """The arguments of pipeline's batches that follow from a recipe."""
+    data = config.data
+    return {
+        "labels": labels,
+        "image_size": data.decode_size or data.image_size,
+        "batch_size": batch_size,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "threads": data.threads,
+        "tolerate_corrupt": data.tolerate_corrupt,
+    }
+
+
 def jitted(function, program: Program, **options: Any):
     """`function(program, …)` compiled; the program is a constant of the compilation."""
     return jax.jit(functools.partial(function, program), **options)
@@ -375,14 +441,19 @@ def flat(config: ConfigDict) -> dict[str, Any]:
         if isinstance(value, ConfigDict):
             out |= {f"{key}.{inner}": leaf for inner, leaf in flat(value).items()}
         else:
-            out[key] = list(value) if isinstance(value, tuple) else value
+            out[key] = _as_json(value)
     return out
+
+
+def _as_json(value: Any) -> Any:
+    return [_as_json(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 
 # Keys that say where and how a run goes on, not what it computes. The two that say what happens on
 # a failure are among them, so that a run that stopped at one can go on with the mend it was told.
 FREE = (
     "job",
+    "probe.",
     "log_every",
     "nonfinite",
     "data.data_dir",
@@ -396,7 +467,12 @@ FREE = (
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """`key: theirs → ours` for each key that changes what is computed."""
+    """`key: theirs → ours` for each key that changes what is computed.
+
+    A key that one side lacks, because it was made before or after the key was, has its default.
+    """
+    default = flat(defaults())
+    ours, theirs = {**default, **ours}, {**default, **theirs}
     keys = sorted(set(ours) | set(theirs))
     return [
         f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}"

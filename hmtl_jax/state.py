@@ -32,6 +32,27 @@ def evaluation_variables(state: TrainState) -> dict[str, Any]:
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 
+def with_encoder(state: TrainState, found: Any) -> TrainState:
+    """`state` with the encoder's variables replaced, in the moving average too.
+
+    found: {"params": …, "batch_stats": …} of the encoder alone; what it lacks stays.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    given = {part: encoder for part, encoder in found.items() if encoder}
+
+    def replaced(old: Any, part: str, copy: bool) -> Any:
+        if part not in given:
+            return old
+        # A copy: the state is donated, and a buffer cannot be donated twice.
+        new = jax.tree.map(jnp.copy, given[part]) if copy else given[part]
+        return {**old, "encoder": new}
+
+    new: dict[str, Any] = {part: replaced(old, part, copy=False) for part, old in variables.items()}
+    if state.ema:
+        new["ema"] = {part: replaced(old, part, copy=True) for part, old in state.ema.items()}
+    return dataclasses.replace(state, **new)
+
+
 def create(program: Any) -> TrainState:
     """The state at step 0; a pure function of the program's seed."""
     variables = program.init_model(jax.random.key(program.seed))

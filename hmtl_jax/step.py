@@ -5,8 +5,8 @@
 
 The randomness of a step is derived from (seed, step) and from nothing else, and each loss is
 divided by the number of examples of the whole batch that have it. So a run continues exactly, and
-neither the number of devices nor of micro-batches changes what is computed. (Batch statistics are
-the exception that they always are: they belong to the micro-batch.)
+neither the number of devices nor of micro-batches changes what is computed. (But for batch
+statistics and the draws of dropout and drop path, which belong to the micro-batch.)
 
 A loss's leaves are what is reduced: `expression`, or `expression/clean` and `expression/puzzle`
 where a task reads several views; `mae`, or `mae/rgb` and `mae/lbp`. The first part owns the leaf.

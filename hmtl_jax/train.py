@@ -13,7 +13,9 @@ from hmtl_jax import (
     cluster,
     evaluate,
     figures,
+    initial,
     pictures,
+    probe,
     recipe,
     sharding,
     state,
@@ -26,24 +28,25 @@ from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.log import Log
 from hmtl_jax.metrics.clock import Clock
 from hmtl_jax.metrics.writer import Writer
+from hmtl_jax.models import pretrained
 
 
 def run(config: ConfigDict, folder: str) -> None:
     """Does the recipe's job in the workdir `folder`."""
+    if config.job == "probe":
+        probe.run(config, pathlib.Path(folder))
+        return
     recipe.check(config)
     check_best(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     check_eval_batch(config.eval_batch_size, mesh)
     path = pathlib.Path(folder)
-    if config.job == "evaluate" and not (path / "checkpoints").is_dir():
-        raise UserError(f"The workdir {path} holds no checkpoint to evaluate; train first.")
+    if config.job != "train" and not (path / "checkpoints").is_dir():
+        raise UserError(f"The workdir {path} holds no checkpoint to {config.job}; train first.")
     workdir.check(path, config)
     with jax.set_mesh(mesh), contextlib.closing(Run(config, path, mesh)) as prepared:
-        if config.job == "train":
-            train_and_evaluate(prepared)
-        else:
-            report(prepared)
+        {"train": train_and_evaluate, "evaluate": report, "export": export}[config.job](prepared)
 
 
 class Run:
@@ -82,16 +85,7 @@ class Run:
 
     def loading(self, batch_size: int) -> dict[str, Any]:
         """The arguments that training and evaluation batches share."""
-        data = self.config.data
-        return {
-            "labels": self.labels,
-            "image_size": data.decode_size or data.image_size,
-            "batch_size": batch_size,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "threads": data.threads,
-            "tolerate_corrupt": data.tolerate_corrupt,
-        }
+        return recipe.loading(self.config, self.labels, batch_size)
 
     def evaluate(self, split: str, current: state.TrainState) -> dict[str, dict]:
         """The metrics of a split, written to eval/SPLIT-STEP.json; the same on every process."""
@@ -233,9 +227,7 @@ def begin(run: Run) -> tuple[state.TrainState, Clock, int]:
         return current, Clock.from_state(meta["clock"]), latest
     current = state.create_sharded(run.program, run.abstract)
     if run.config.init_from:
-        current, taken, left = checkpoint.load_encoder(run.config.init_from, current)
-        say(f"init_from {run.config.init_from}: took {checkpoint.grouped(taken)}")
-        say(f"init_from {run.config.init_from}: left {checkpoint.grouped(left) or 'nothing'}")
+        current = initial.init_from(run.config, current)
     return current, Clock(), 0
 
 
@@ -276,16 +268,33 @@ def shown(found: dict[str, float]) -> str:
     return ", ".join(f"{n} {v:.4f}" for n, v in found.items() if n.rpartition("/")[2] in names)
 
 
-def report(run: Run) -> None:
-    """Evaluates the test split with the chosen checkpoint, draws the pictures, says the result."""
+def chosen_state(run: Run) -> tuple[state.TrainState, int, str]:
+    """The state that validation chose, or else the last one; its step, and why it is that."""
     chosen, latest = run.checkpoints.best_step(), run.checkpoints.latest()
     why = f"the best by {run.config.checkpoint.best}"
     if chosen is None:
         chosen, why = latest, "the last"
     if chosen is None:
-        raise UserError(f"The workdir {run.workdir} holds no checkpoint to evaluate; train first.")
+        raise UserError(f"The workdir {run.workdir} holds no checkpoint; train first.")
     run.checkpoints.meta(chosen, run.config)
-    current = run.checkpoints.restore(chosen, run.abstract)
+    return run.checkpoints.restore(chosen, run.abstract), chosen, why
+
+
+def export(run: Run) -> None:
+    """Writes the chosen encoder to encoder.safetensors, in timm's naming."""
+    current, chosen, why = chosen_state(run)
+    path, variables = run.workdir / "encoder.safetensors", state.evaluation_variables(current)
+    encoder = {part: found["encoder"] for part, found in variables.items() if "encoder" in found}
+    gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(run.mesh))(encoder)
+    if cluster.lead():
+        name, size = run.config.model.encoder, run.config.data.image_size
+        pretrained.save(path, name, jax.device_get(gathered), image_size=size)
+    say(f"the {run.config.model.encoder} of step {chosen} ({why}) is in {path}, in timm's naming")
+
+
+def report(run: Run) -> None:
+    """Evaluates the test split with the chosen checkpoint, draws the pictures, says the result."""
+    current, chosen, why = chosen_state(run)
     split, found, files = run.config.data.test, {}, []
     if split and run.program.tasks:
         found = run.evaluate(split, current)

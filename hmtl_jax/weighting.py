@@ -93,7 +93,7 @@ class Uncertainty(Fixed):
         return {name: w * jnp.exp(-carried["log_variance"][name]) for name, w in base.items()}
 
     def offset(self, carried: Any) -> jax.Array:
-        return 0.5 * sum(carried["log_variance"].values())
+        return 0.5 * jnp.sum(jnp.stack(list(carried["log_variance"].values())))
 
     def update(self, carried: Any, losses: Mapping, grads: Mapping | None, step: jax.Array) -> Any:
         s = carried["log_variance"]
@@ -217,7 +217,8 @@ def projected(gram: jax.Array, index: int, key: jax.Array) -> jax.Array:
 
 def inner(a: Any, b: Any) -> jax.Array:
     """⟨a, b⟩ over all leaves of two trees, float32 []."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)))
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 def weighted_sum(trees: Mapping[str, Any], weights: Mapping) -> Any:

@@ -33,6 +33,14 @@ def check(folder: pathlib.Path, config: ConfigDict) -> None:
         ) from error
 
 
+def recipe_of(path: pathlib.Path) -> dict[str, Any]:
+    """The flat recipe of a run, from its workdir or from one of its checkpoints."""
+    for folder in (path, path.parent.parent):
+        if (folder / CONFIG).exists():
+            return _read(folder / CONFIG)
+    raise UserError(f"init_from: {path} is neither a workdir nor a checkpoint in one.")
+
+
 def check_space(folder: pathlib.Path, state_bytes: int, keep: int) -> None:
     """Raises UserError if the disk cannot hold the run's checkpoints.
 

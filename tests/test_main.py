@@ -6,6 +6,7 @@ import sys
 import pytest
 from absl import flags
 
+from configs import linear_probe
 from hmtl_jax import cluster, commandline, main
 from hmtl_jax.errors import UserError
 from tests import runs
@@ -55,7 +56,6 @@ def test_an_unknown_key_suggests_the_nearest_or_lists_the_known(refuses, key, sa
     "arguments, said",
     [
         (["--workdir=x"], "--config must have a value"),
-        ([RECIPE], "--workdir must have a value"),
         (["--config=configs/nope.py", "--workdir=x"], "There is no recipe configs/nope.py"),
         (["--config", "configs/nope.py:cpu", "--workdir=x"], "There is no recipe configs/nope.py"),
         (["--config=tests/runs.py", "--workdir=x"], "tests/runs.py is no recipe: it lacks"),
@@ -72,6 +72,15 @@ def test_wrong_flags_are_one_sentence(refuses, arguments, said):
     assert sentence.startswith("error: ")
     assert said in sentence
     assert "Traceback" not in sentence and "\n" not in sentence
+
+
+def test_only_a_probe_has_a_workdir_of_its_own(tmp_path):
+    config = linear_probe.get_config()
+    config.init_from = str(tmp_path)
+    assert main.workdir_beside(config) == f"{tmp_path}/probe"
+    for other in (runs.config("data"), linear_probe.get_config()):
+        with pytest.raises(UserError, match="--workdir is missing"):
+            main.workdir_beside(other)
 
 
 def test_ctrl_c_is_one_sentence(monkeypatch, capsys):

@@ -127,6 +127,11 @@ def test_frozen_parameters_stay_and_have_no_moments():
     assert {leaf.size for leaf in jax.tree.leaves(state)} <= {1, 2, 8}  # counters, bias, kernel
 
 
+def test_what_to_freeze_must_be_a_regular_expression():
+    with pytest.raises(UserError, match=r"optim\.freeze '\(' is no regular expression: missing"):
+        optim.make_optimizer(cfg(freeze="("), lambda count: 0.1)
+
+
 @pytest.mark.parametrize("freeze", ["encodre", "."])
 def test_freezing_nothing_or_everything_is_refused(freeze):
     tx = optim.make_optimizer(cfg(freeze=freeze), lambda count: 0.1)

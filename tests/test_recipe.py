@@ -1,7 +1,9 @@
 """A recipe's keys are used or refused, and every recipe in configs/ can be built."""
 
 import importlib
+import inspect
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -24,28 +26,73 @@ CONFIGS = sorted(
 
 
 class Faces(tiny.Source):
-    """Any of the data sets: eight expressions."""
+    """Any of the data sets: labels of every kind."""
+
+    labels = (
+        "age_group",
+        "arousal",
+        "attributes",
+        "expression",
+        "fake",
+        "gender",
+        "pose",
+        "race",
+        "valence",
+    )
+
+    def __getitem__(self, index):
+        vectors = {"attributes": np.zeros(40, np.int32), "pose": np.zeros(3, np.float32)}
+        classes = {label: np.int32(0) for label in self.labels if self.class_names(label)}
+        numbers = {label: np.float32(0) for label in ("arousal", "valence")}
+        return numbers | classes | vectors | {"image": b"", "key": str(index)}
 
     def class_names(self, label):
-        return tuple("abcdefgh")
+        if label == "fake":
+            return ("real", "fake")
+        names = {"attributes": tuple(f"a{i}" for i in range(40)), "pose": ("yaw", "pitch", "roll")}
+        return names.get(label, None if label in ("valence", "arousal") else tuple("abcdefgh"))
+
+
+def arguments_of(name, module):
+    """What the recipe's docstring shows behind its colon, and nothing where it may stand alone."""
+    shown = set(re.findall(rf"configs/{name}\.py:([\w,]+)", module.__doc__))
+    parameters = inspect.signature(module.get_config).parameters.values()
+    alone = all(p.default is not inspect.Parameter.empty for p in parameters)
+    assert not shown or parameters
+    return sorted(shown | {""} if alone else shown)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_recipe_builds(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"--config=configs/{name}.py" in module.__doc__  # opens with its command
-    arguments = ["", "cpu"] if module.get_config.__code__.co_argcount else [None]
-    for argument in arguments:
-        config = module.get_config() if argument is None else module.get_config(argument)
+    if module.get_config.__code__.co_argcount == 0 and module.get_config().job != "train":
+        return  # trains nothing
+    for argument in arguments_of(name, module):
+        config = module.get_config(argument) if argument else module.get_config()
         assert not unknown_keys(config, recipe.defaults())
         recipe.check(config)
         program = recipe.build(config, Faces(), 25_000)
         made = jax.eval_shape(lambda program=program: state.create(program))
-        assert {"encoder", "heads_expression"} <= set(made.params)
-        assert ("decoders_mae" in made.params) == ("mae" in name or name == "synthetic")
+        heads = {f"heads_{name}" for name in config.tasks}
+        decoders = {f"decoders_{name}" for name in config.pretexts}
+        assert set(made.params) == {"encoder"} | heads | decoders
+        promised = [kind for kind in ("mae", "puzzle", "inpaint") if f"_{kind}" in name]
+        stage = {"finetune", "supervised", "pretrain"} & set(argument.split(","))
+        assert stage or set(promised) <= {part.kind for part in config.pretexts.values()}
         steps = recipe.total_steps(config, 25_000)
         rates = [float(program.schedule(step)) for step in (0, steps // 2, steps)]
         assert rates[1] > rates[2] and rates[0] < rates[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["affectnet_pretrain_finetune", "headpose_300wlp_rotation_pretrain_puzzle"]
+)
+def test_a_recipe_of_two_stages_asks_which(name):
+    module = importlib.import_module(f"configs.{name}")
+    for argument in ("", "pretrain,finetune", "pretrain,puzzle"):
+        with pytest.raises(UserError, match=r"Say which stage|is unknown; known"):
+            module.get_config(argument)
 
 
 def unknown_keys(config, known):
@@ -193,6 +240,9 @@ def test_steps_come_from_epochs_or_are_given():
         ({"data.subset": 0.0}, r"data\.subset is a share in \(0, 1\], not 0.0"),
         ({"optim.ema": 1.0}, r"optim\.ema is a decay in \[0, 1\), not 1.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"data.image_size": 0}, r"data\.image_size must be at least 1, not 0"),
+        ({"data.name": ""}, r"data\.name is empty; name the prepared set"),
+        ({"model.drop_path": 2.0}, r"model\.drop_path is a share in \[0, 1\), not 2.0"),
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"steps": 0, "epochs": 0.0}, "trains for no step"),
         ({"augment.flip": 2.0}, r"augment\.flip is 2.0"),
@@ -270,6 +320,11 @@ class Labelled(tiny.Source):
 
     labels = ("age", "attributes", "expression", "pose", "valence")
 
+    def __getitem__(self, index):
+        vectors = {"attributes": np.zeros(2, np.int32), "pose": np.zeros(3, np.float32)}
+        numbers = {"age": np.float32(30), "valence": np.float32(0)}
+        return super().__getitem__(index) | vectors | numbers
+
     def class_names(self, label):
         names = {"attributes": ("glasses", "beard"), "pose": ("yaw", "pitch", "roll")}
         return names.get(label, tiny.CLASSES if label == "expression" else None)
@@ -326,3 +381,34 @@ def test_a_perceptual_loss_needs_the_moving_average():
         tiny.program(config)
     config.optim.ema = 0.9
     assert tiny.program(config).pretexts["inpaint"].perceptual == 0.1
+
+
+def test_learned_positions_refuse_views_of_another_size():
+    config = tiny.config(8)
+    config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, sizes=(16, 8))}
+    tiny.program(config)
+    config.model.positions = "learned"
+    with pytest.raises(UserError, match=r"puzzle\.sizes holds \[8\], which learned positions"):
+        tiny.program(config)
+
+
+def test_a_key_that_was_not_there_yet_counts_as_its_default():
+    ours = recipe.flat(tiny.config(8))
+    theirs = {key: value for key, value in ours.items() if key != "optim.layer_decay"}
+    assert recipe.differences(ours, theirs) == []
+    found = recipe.differences(ours | {"optim.layer_decay": 0.5}, theirs)
+    assert found == ["optim.layer_decay: 1.0 → 0.5"]
+
+
+def test_a_sum_over_the_whole_batch_refuses_micro_batches():
+    config = tiny.config(8, accumulate=2)
+    config.tasks = {"valence": recipe.task("regression", labels=("valence",), objective="ccc")}
+    with pytest.raises(UserError, match=r"'ccc' is taken over the whole batch; set optim\.accum"):
+        recipe.make_tasks(config, Labelled())
+
+
+def test_a_binary_task_needs_two_classes():
+    config = tiny.config(8)
+    config.tasks = {"expression": recipe.task("binary", label="expression")}
+    with pytest.raises(UserError, match="has 3 classes, not two; make it a classification task"):
+        recipe.make_tasks(config, Labelled())

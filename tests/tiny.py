@@ -34,7 +34,7 @@ def config(batch_size: int = 8, **optim) -> ConfigDict:
     """16-px images in 16 patches, width 16, two blocks; λ weighting; every augmentation off."""
     config = recipe.defaults()
     config.batch_size, config.steps = batch_size, 10
-    config.data.image_size = 16
+    config.data.name, config.data.image_size = "tiny", 16
     config.model.encoder, config.model.dtype = "16x2x2/4", "float32"
     config.tasks.expression = recipe.task("classification", label="expression")
     config.pretexts.mae = recipe.pretext_task(

@@ -24,6 +24,7 @@ class Clock:
         self._since: float | None = now()  # None while paused
         self._lap_images, self._lap_seconds = images, seconds
         self._lap_rate: float | None = None
+        self._longest_lap = 0  # in images
 
     def count(self, images: int) -> None:
         """Adds images of one step, over all processes."""
@@ -60,14 +61,18 @@ class Clock:
         it ended; None: now.
         """
         seconds = self.seconds if seconds is None else seconds
-        rate = _rate(self._images - self._lap_images, seconds - self._lap_seconds)
-        self._lap_images, self._lap_seconds, self._lap_rate = self._images, seconds, rate
+        images = self._images - self._lap_images
+        rate = _rate(images, seconds - self._lap_seconds)
+        self._lap_images, self._lap_seconds = self._images, seconds
+        self._longest_lap = max(self._longest_lap, images)
+        if 2 * images >= self._longest_lap:  # a shorter one, as after an evaluation, tells little
+            self._lap_rate = rate
         return rate
 
     def eta(self, images_left: int) -> str:
-        """The time that `images_left` more will take at the last lap's rate, as "1 h 02 min".
+        """The time that `images_left` more will take at the last long lap's rate, as "1 h 02 min".
 
-        The last lap's, because the whole run's holds the compilation too. "?" while unknown.
+        The last one's, because the whole run's holds the compilation too. "?" while unknown.
         """
         rate = self._lap_rate or self.images_per_second
         return duration(images_left / rate) if rate > 0 else "?"

@@ -32,7 +32,8 @@ class Encoder:
         if self.drops_tokens:
             vit.grid_of(image_size, self.patch)
         else:
-            check_image(jax.ShapeDtypeStruct((1, image_size, image_size, 3), float), self.patch)
+            image: Any = jax.ShapeDtypeStruct((1, image_size, image_size, 3), float)
+            check_image(image, self.patch)
 
 
 def of_vit(name: str) -> Encoder:

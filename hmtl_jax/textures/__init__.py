@@ -94,19 +94,18 @@ def classes(name: str, images_bhwc: jax.Array) -> jax.Array:
 def as_input(name: str, images_bhwc: jax.Array) -> jax.Array:
     """RGB in [0, 1] -> what an encoder reads instead, float32 [B, H, W, 3] in [0, 1].
 
-    `rgb` returns the images; a texture of one map is repeated three times. A texture of another
-    number of maps than 1 and 3 raises UserError.
+    `rgb` returns the images. One map is repeated three times; two get an empty third; of more, an
+    encoder sees the means of three groups of neighbours (ours).
     """
     texture = errors.lookup({"rgb": None, **TEXTURES}, name, "texture")
     if texture is None:
         return images_bhwc
-    if texture.channels not in (1, 3):
-        raise errors.UserError(
-            f"Texture {name!r} has {texture.channels} maps and cannot be an encoder's input; "
-            "choose one of 1 or 3 maps."
-        )
     maps = target(name, images_bhwc)
-    return jnp.repeat(maps, 3, axis=3) if texture.channels == 1 else maps
+    if texture.channels == 1:
+        return jnp.repeat(maps, 3, axis=3)
+    missing = -texture.channels % 3
+    maps = jnp.pad(maps, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    return jnp.mean(maps.reshape(*maps.shape[:3], 3, -1), axis=-1)
 
 
 def _log_var(gray_bhw: jax.Array) -> jax.Array:

@@ -59,6 +59,15 @@ def test_lap_is_the_rate_since_the_last_lap(time):
     assert timer.eta(6000) == "1 min 00 s"
 
 
+def test_a_short_lap_tells_nothing_of_when_the_run_ends(time):
+    timer = clock.Clock(now=time)
+    for images, seconds, rate in ((100, 10, 10), (10, 0.001, 10_000), (60, 3, 20)):
+        timer.count(images)
+        time.seconds += seconds
+        assert timer.lap() == pytest.approx(rate)
+        assert timer.eta(1000) == ("50 s" if images == 60 else "1 min 40 s")
+
+
 def test_no_time_no_rate(time):
     timer = clock.Clock(now=time)
     timer.count(10)

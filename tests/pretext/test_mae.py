@@ -157,7 +157,9 @@ def test_targets_are_a_tuple_of_names(targets):
 
 
 def test_an_unknown_texture_lists_the_known():
-    with pytest.raises(UserError, match=r"Unknown texture 'rbg'; known: lbp, .*Did you mean 'rgb'"):
+    with pytest.raises(
+        UserError, match=r"Unknown texture 'rbg'; known: .*lbp, .*Did you mean 'rgb'"
+    ):
         Mae(PATCH, SIZE, targets=("rbg",))
 
 
@@ -246,7 +248,6 @@ def test_classes_are_told_apart_pixel_by_pixel(images_bhwc):
         ({"decoder": "cell"}, r"Unknown decoder 'cell'; known: cells, tokens"),
         ({"decoder": "tokens", "drops_tokens": False}, r"decoder 'tokens' needs .* a ViT"),
         ({"targets": ("hog",), "image_size": 28}, r"multiples of its cell of 8 pixels, not 28x28"),
-        ({"input": "hog"}, r"'hog' has 9 maps and cannot be an encoder's input"),
         ({"patch": 5}, r"squares of 5 pixels, which do not fit data\.image_size 24"),
     ],
 )

@@ -94,13 +94,18 @@ def test_an_encoder_reads_a_texture_as_three_equal_channels(images_bhwc):
         np.testing.assert_array_equal(shown[..., channel], maps)
 
 
-def test_a_texture_of_two_maps_is_no_input(images_bhwc, monkeypatch):
-    def two(gray_bhw):
-        return jnp.stack([gray_bhw, gray_bhw], axis=-1)
+def test_an_input_has_three_maps_whatever_the_texture_has(images_bhwc):
+    upper, lower = np.moveaxis(np.asarray(textures.target("ltp", images_bhwc)), -1, 0)
+    shown = np.asarray(textures.as_input("ltp", images_bhwc))
+    np.testing.assert_array_equal(shown, np.stack([upper, lower, np.zeros_like(upper)], axis=-1))
+    nine = np.asarray(textures.target("hog", images_bhwc))
+    wanted = np.stack([nine[..., i : i + 3].mean(-1) for i in (0, 3, 6)], axis=-1)
+    np.testing.assert_allclose(textures.as_input("hog", images_bhwc), wanted, atol=1e-6)
+    for name in textures.TEXTURES:
+        shown = textures.as_input(name, images_bhwc)
+        assert shown.shape == images_bhwc.shape and shown.min() >= 0 and shown.max() <= 1
 
-    made = textures.Texture(two, tuple(range(256)), channels=2)
-    monkeypatch.setitem(textures.TEXTURES, "two", made)
-    with pytest.raises(errors.UserError, match="'two' has 2 maps and cannot be an encoder's input"):
-        textures.as_input("two", images_bhwc)
+
+def test_an_unknown_input_suggests_the_nearest(images_bhwc):
     with pytest.raises(errors.UserError, match=r"Unknown texture 'rbg'; .*Did you mean 'rgb'"):
         textures.as_input("rbg", images_bhwc)

@@ -1,0 +1,198 @@
+"""Tables of methods × seeds, run one after the other, and continued where they were left.
+
+    python -m experiments.tables ferplus_20_cpu --data_dir data --runs runs/tables
+    python -m experiments.tables ferplus_20_cpu --runs runs/tables --only_table
+
+Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
+A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
+The table has, for each method, mean ± standard deviation over seeds on the test split, the
+difference from the first method with Welch's 95 % interval, and the wall time of a run. It is
+written to experiments/NAME.md as far as cells are there.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+HERE = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """methods: name → stages, each a recipe with its flags; the first method is the baseline.
+
+    A later stage starts from the encoder of the one before it. metric: TASK/METRIC of the last
+    stage's test report.
+    """
+
+    title: str
+    metric: str
+    methods: Mapping[str, Sequence[tuple[str, Sequence[str]]]]
+    seeds: int = 3
+    percent: bool = True
+
+
+def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
+    """A method of one stage."""
+    return [(recipe, flags)]
+
+
+def ferplus(form: str, subset: float, epochs: int, names: Sequence[str]) -> dict:
+    """Methods on FER+ at equal epochs; `form` is the recipes' argument."""
+    flags = (f"--config.data.subset={subset}", f"--config.epochs={epochs}")
+    methods: dict = {n: one(f"ferplus_{n}{form and ':' + form}", *flags) for n in names}
+    if "mae_rgb_pretrain" in methods:
+        recipe = "ferplus_mae_rgb_pretrain"
+        methods["mae_rgb_pretrain"] = [
+            (f"{recipe}{form and ':' + form}", flags),
+            (f"{recipe}:{','.join(filter(None, (form, 'finetune')))}", flags),
+        ]
+    return methods
+
+
+ALL = ("supervised", "puzzle", "inpaint", "mae_rgb", "mae_lbp", "mae_ldp", "mae_rgb_pretrain")
+SYNTHETIC = {"pose": "mae", "attributes": "accuracy", "affect": "ccc", "deepfake": "auc"}
+TABLES = {
+    "ferplus_20_cpu": Table(
+        "FER+, 20 % of the labels, small ViT, 60 epochs",
+        "expression/accuracy",
+        ferplus("cpu", 0.2, 60, ("supervised", "puzzle", "inpaint", "mae_lbp")),
+    ),
+    "ferplus_20": Table(
+        "FER+, 20 % of the labels, ViT for one GPU",
+        "expression/accuracy",
+        ferplus("", 0.2, 300, ALL),
+    ),
+    "ferplus_100": Table(
+        "FER+, all labels, ViT for one GPU", "expression/accuracy", ferplus("", 1.0, 300, ALL)
+    ),
+    "fairface_gender_cpu": Table(
+        "FairFace, gender, small ViT, 10 epochs",
+        "gender/accuracy",
+        {name: one(f"gender_{name}:cpu") for name in ("supervised", "puzzle")},
+    ),
+} | {
+    f"synthetic_{task}": Table(
+        f"Rendered faces, {task}, with and without a masked auto-encoder of LBP maps",
+        f"{task}/{metric}",
+        {
+            "supervised": one(f"synthetic_{task}:supervised"),
+            "mae_lbp": one(f"synthetic_{task}"),
+        },
+        percent=metric in ("accuracy", "auc"),
+    )
+    for task, metric in SYNTHETIC.items()
+}
+
+
+def main() -> None:
+    """Runs what is missing of a table, and writes it."""
+    parser = argparse.ArgumentParser(description="Runs a table of methods and seeds.")
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/tables"))
+    parser.add_argument("--seeds", type=int, help="instead of the table's own number")
+    parser.add_argument("--only_table", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    table, folder = TABLES[args.table], args.runs / args.table
+    seeds = range(args.seeds or table.seeds)
+    if not args.only_table:
+        # Seed by seed: after the first round every method has a number.
+        for seed in seeds:
+            for name, stages in table.methods.items():
+                run_cell(folder, name, seed, stages, args.data_dir)
+    text = render(table, folder, seeds)
+    (HERE / f"{args.table}.md").write_text(text)
+    print(text)
+
+
+def stage_dir(folder: pathlib.Path, method: str, seed: int, stage: int) -> pathlib.Path:
+    """The workdir of a stage."""
+    return folder / f"{method}-{seed}" / f"stage{stage}"
+
+
+def run_cell(folder: pathlib.Path, method: str, seed: int, stages: Sequence, data_dir: str) -> None:
+    """Runs the stages of a cell that are not done."""
+    for index, (recipe, flags) in enumerate(stages):
+        workdir = stage_dir(folder, method, seed, index)
+        if (workdir / "seconds.json").exists():
+            continue
+        file, colon, argument = recipe.partition(":")
+        command = [
+            sys.executable, "-m", "hmtl_jax.main",
+            f"--config=configs/{file}.py{colon}{argument}",
+            f"--workdir={workdir}",
+            f"--config.seed={seed}",
+            f"--config.data.data_dir={data_dir}",
+            *flags,
+        ]  # fmt: skip
+        if index:
+            command.append(f"--config.init_from={stage_dir(folder, method, seed, index - 1)}")
+        print(f"{method}, seed {seed}: {' '.join(command[1:])}", flush=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with open(workdir / "log.txt", "a") as log:
+            code = subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log).returncode
+        if code:
+            sys.exit(f"error: the run ended with status {code}; see {workdir / 'log.txt'}.")
+        seconds = time.monotonic() - started
+        (workdir / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> tuple[float, float] | None:
+    """The test metric of a cell and the seconds of all its stages; None where it is not done."""
+    count = len(table.methods[method])
+    folders = [stage_dir(folder, method, seed, index) for index in range(count)]
+    if not all((path / "seconds.json").exists() for path in folders):
+        return None
+    seconds = sum(json.loads((path / "seconds.json").read_text())["seconds"] for path in folders)
+    (report,) = (folders[-1] / "eval").glob("test-*.json")
+    task, metric = table.metric.split("/")
+    return json.loads(report.read_text())[task][metric], seconds
+
+
+def render(table: Table, folder: pathlib.Path, seeds: Sequence[int]) -> str:
+    """The table as Markdown."""
+    unit = 100 if table.percent else 1
+    found = {name: [score(folder, table, name, seed) for seed in seeds] for name in table.methods}
+    cells = {name: [cell for cell in row if cell] for name, row in found.items()}
+    base = next(iter(cells.values()))
+    lines = [
+        f"# {table.title}", "",
+        f"Test {table.metric}{' in %' if table.percent else ''}, mean ± standard deviation over "
+        "seeds; the difference from the first row with Welch's 95 % interval.", "",
+        "| method | seeds | test | difference | minutes a run |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in cells.items():
+        values = unit * np.array([value for value, _ in row])
+        if not len(values):
+            lines.append(f"| {name} | 0 | – | – | – |")
+            continue
+        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        against = "–" if row is base else difference(values, unit * np.array([v for v, _ in base]))
+        minutes = np.mean([seconds for _, seconds in row]) / 60
+        lines.append(
+            f"| {name} | {len(values)} | {values.mean():.2f}{spread} | {against} | {minutes:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def difference(ours: np.ndarray, base: np.ndarray) -> str:
+    """The difference of means with Welch's interval, where there are seeds enough for one."""
+    gap = f"{ours.mean() - base.mean():+.2f}"
+    if min(len(ours), len(base)) < 2:
+        return gap
+    interval = stats.ttest_ind(ours, base, equal_var=False).confidence_interval(0.95)
+    return f"{gap} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What an encoder starts from: another run's checkpoint, or a safetensors file in timm's naming."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from hmtl_jax import checkpoint
+from hmtl_jax.cluster import say
+from hmtl_jax.models import pretrained
+from hmtl_jax.state import TrainState, count, with_encoder
+
+
+def init_from(config: ConfigDict, current: TrainState) -> TrainState:
+    """The state with the encoder of `config.init_from`; says what it took and what it left."""
+    path = config.init_from
+    if path.endswith(".safetensors"):
+        ours = {"params": current.params["encoder"]}
+        if "encoder" in current.batch_stats:
+            ours["batch_stats"] = current.batch_stats["encoder"]
+        found, left = pretrained.load(path, config.model.encoder, ours)
+        found = {part: jax.tree.map(_put_like, found[part], ours[part]) for part in ours}
+        current = with_encoder(current, found)
+        taken, left = f"{count(found['params']):,} parameters", ", ".join(left)
+    else:
+        current, taken, left = checkpoint.load_encoder(path, current)
+        taken, left = checkpoint.grouped(taken), checkpoint.grouped(left)
+    say(f"init_from {path}: took {taken}")
+    say(f"init_from {path}: left {left or 'nothing'}")
+    return current
+
+
+def _put_like(new: Any, old: jax.Array) -> jax.Array:
+    """An array of the host to where `old` lives; every process has the whole of it."""
+    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])

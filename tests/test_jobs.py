@@ -1,0 +1,88 @@
+"""The jobs beside training: a probe of frozen features, and the encoder as a file for others."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import linear_probe
+from hmtl_jax import state, train
+from hmtl_jax.errors import UserError
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, compile_cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs") / "run"
+    runs.run(runs.config(tiny_data, steps=8, epochs=0.0), folder)
+    return folder
+
+
+def probe_of(**changes):
+    config = linear_probe.get_config()
+    config.batch_size = 16
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+def test_a_probe_reports_the_run_beside_a_random_encoder(finished, tmp_path):
+    printed = runs.run(probe_of(init_from=str(finished)), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
+    assert (
+        set(found["trained"]) == set(found["random"]) == {"linear", "neighbours", "train_examples"}
+    )
+    for encoder in ("trained", "random"):
+        assert found[encoder]["train_examples"] == runs.SIZES["train"]
+        assert found[encoder]["linear"]["n"] == runs.SIZES["test"]
+    assert found["trained"]["linear"]["nll"] != found["random"]["linear"]["nll"]
+    accuracy = f"{found['trained']['linear']['accuracy']:.4f}"
+    assert any(f"expression, linear: test accuracy {accuracy}, with a random" in p for p in printed)
+
+
+def test_a_probe_reads_numbers_by_ridge_on_part_of_the_labels(finished, tmp_path):
+    changes = {"init_from": str(finished), "probe.label": "pose", "data.subset": 0.5}
+    runs.run(probe_of(**changes), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-pose.json").read_text())
+    assert found["trained"]["train_examples"] == runs.SIZES["train"] // 2
+    assert set(found["trained"]["linear"]["per_label"]) == {"yaw", "pitch", "roll"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"init_from": ""}, "needs init_from"),
+        ({"init_from": "nowhere"}, "init_from: nowhere is neither a workdir nor a checkpoint"),
+        ({"probe.label": "hat"}, "probe.label 'hat' is not in the data set; it has age, arousal"),
+        ({"probe.label": "attributes"}, "'attributes' is neither a class nor a number"),
+        ({"batch_size": 12}, "batch_size 12 does not divide"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_in_a_sentence(finished, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        runs.run(probe_of(**({"init_from": str(finished)} | changes)), tmp_path / "probe")
+
+
+def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
+    finished, tiny_data, tmp_path
+):
+    runs.run(runs.config(tiny_data, steps=8, epochs=0.0, job="export"), finished)
+    file = finished / "encoder.safetensors"
+    assert {"cls_token", "pos_embed", "blocks.1.mlp.fc2.bias"} <= set(load_file(file))
+
+    def started(path):
+        config = runs.config(tiny_data, init_from=str(path))
+        folder = tmp_path / path.name
+        from hmtl_jax import recipe, sharding
+
+        mesh = sharding.make_mesh(**config.mesh)
+        recipe.check(config)
+        with jax.set_mesh(mesh):
+            run = train.Run(config, folder, mesh)
+            current, _, _ = train.begin(run)
+            run.close()
+        return jax.device_get(state.evaluation_variables(current)["params"]["encoder"])
+
+    # The tolerance is 0: both hold the very bits of the moving average.
+    jax.tree.map(np.testing.assert_array_equal, started(file), started(finished))
