@@ -28,6 +28,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from hmtl_jax import optim, recipe, state, step
 from hmtl_jax.models import vit
@@ -56,9 +57,9 @@ class Labels:
 class Ours:
     """One compiled train step of the project with its state on the devices."""
 
-    def __init__(self, method: str, args: argparse.Namespace):
+    def __init__(self, config: ConfigDict, args: argparse.Namespace):
         self.encoder = args.encoder
-        self.program = recipe.build(config_of(method, args), Labels(), 100 * args.batch_size)
+        self.program = recipe.build(config, Labels(), 100 * args.batch_size)
         self.state = jax.jit(lambda: state.create(self.program))()
         self.batch = batch_of(args)
         jitted = recipe.jitted(step.train_step, self.program, donate_argnums=0)
@@ -122,6 +123,7 @@ class Peer:
 def config_of(method: str, args: argparse.Namespace):
     """The recipe that both sides compute: no augmentation, AdamW, label smoothing, λ = 0.1."""
     config = recipe.defaults()
+    config.data.name = "random"
     config.batch_size, config.steps = args.batch_size, 10_000
     config.data.image_size = args.image_size
     config.model.encoder, config.model.dtype = args.encoder, args.dtype
@@ -155,7 +157,7 @@ def matmul_ceiling(dtype: str, side: int) -> float:
 
 def measure(args: argparse.Namespace) -> str:
     """Runs all arms in turn and returns the tables as Markdown."""
-    ours = {method: Ours(method, args) for method in METHODS}
+    ours = {method: Ours(config_of(method, args), args) for method in METHODS}
     peers = {}
     if args.peer_python:
         peers = {name: Peer(args.peer_python, args, options) for name, options in PEERS.items()}
@@ -223,7 +225,10 @@ def peak_bytes() -> int:
 def check(args: argparse.Namespace) -> str:
     """Both sides' SSAT loss and gradient norm in float32; exits where they differ by over 1e-4."""
     args.dtype = "float32"
-    ours, peer = Ours("ssat", args), Peer(args.peer_python, args, PEERS["torch float32"])
+    ours, peer = (
+        Ours(config_of("ssat", args), args),
+        Peer(args.peer_python, args, PEERS["torch float32"]),
+    )
     # Biases start at zero and scales at one, where a wrong use of them would not show.
     noise = np.random.default_rng(1)
     params = jax.tree.map(
@@ -293,7 +298,7 @@ def heading(args: argparse.Namespace) -> str:
     device = jax.devices()[0]
     hardware = device.device_kind if device.platform != "cpu" else cpu_model()
     return (
-        f"### Train step: ViT {args.encoder}, {args.image_size} px, batch {args.batch_size}, "
+        f"### Train step: {args.encoder}, {args.image_size} px, batch {args.batch_size}, "
         f"{args.dtype}\n\n{datetime.date.today()}, {hardware}, {os.cpu_count()} cores, JAX "
         f"{jax.__version__}, Python {platform.python_version()}; {args.rounds} rounds of "
         f"{args.steps} steps, arms in turn; load average {os.getloadavg()[0]:.1f} at the start, "
