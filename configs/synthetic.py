@@ -13,9 +13,9 @@ def get_config():
     """The recipe; it takes no argument."""
     config = recipe.defaults()
     config.batch_size = 64
-    config.epochs = 20.0
+    config.epochs = 16.0
     config.log_every = 125
-    config.eval_every = 625
+    config.eval_every = 500
 
     config.data.name = "synthetic"
     config.data.image_size = 64

@@ -57,6 +57,9 @@ class Clock:
     def lap(self, seconds: float | None = None) -> float:
         """Images per second from the end of the last lap (or since this process began).
 
+        Of a lap less than half as long as the longest, as after an evaluation, the time tells
+        nothing: devices run a few steps behind. It gets the rate of the lap before it.
+
         `seconds`: when this lap ended, as the property counts, for one that is measured later than
         it ended; None: now.
         """
@@ -65,9 +68,9 @@ class Clock:
         rate = _rate(images, seconds - self._lap_seconds)
         self._lap_images, self._lap_seconds = self._images, seconds
         self._longest_lap = max(self._longest_lap, images)
-        if 2 * images >= self._longest_lap:  # a shorter one, as after an evaluation, tells little
+        if 2 * images >= self._longest_lap or self._lap_rate is None:
             self._lap_rate = rate
-        return rate
+        return self._lap_rate
 
     def eta(self, images_left: int) -> str:
         """The time that `images_left` more will take at the last long lap's rate, as "1 h 02 min".

@@ -61,7 +61,7 @@ def test_lap_is_the_rate_since_the_last_lap(time):
 
 def test_a_short_lap_tells_nothing_of_when_the_run_ends(time):
     timer = clock.Clock(now=time)
-    for images, seconds, rate in ((100, 10, 10), (10, 0.001, 10_000), (60, 3, 20)):
+    for images, seconds, rate in ((100, 10, 10), (10, 0.001, 10), (60, 3, 20)):
         timer.count(images)
         time.seconds += seconds
         assert timer.lap() == pytest.approx(rate)
