@@ -170,6 +170,14 @@ def check(config: ConfigDict) -> None:
         )
     if config.stream != "clean" and not (config.tasks and config.pretexts):
         raise UserError(f"stream {config.stream!r} needs a task and a pretext whose view it reads.")
+    inputs = {name: part.get("input", "rgb") for name, part in config.pretexts.items()}
+    others = [name for name, shown in inputs.items() if shown != config.model.input]
+    if config.stream != "clean" and others:
+        raise UserError(
+            f"stream {config.stream!r} trains the tasks on the view of pretexts.{others[0]}, which "
+            f"shows {inputs[others[0]]!r}, but they are evaluated on model.input "
+            f"{config.model.input!r}; make both the same, or the stream 'clean'."
+        )
     if config.model.fusion and len(config.pretexts) != 1:
         raise UserError(
             f"model.fusion {config.model.fusion!r} needs one pretext whose view it fuses; the "

@@ -57,16 +57,24 @@ class Program:
 
         Weights that depend on the losses of the whole batch are not known in a micro-batch.
         """
-        several_views = any(len(views) > 1 for views in self.model.reads.values())
-        late = self.weighting.from_losses or several_views
+        late = self.weighting.from_losses or self._averages_views()
         return self.weighting.separate or (self.accumulate > 1 and late)
+
+    def _averages_views(self) -> bool:
+        """Whether a task reads several views, which one pretext alone may make."""
+        views = jax.eval_shape(lambda: self._views_of_one(jax.random.key(0)))
+        return any(
+            sum(owner(view) in reads for view in views) > 1 for reads in self.model.reads.values()
+        )
+
+    def _views_of_one(self, rng: jax.Array) -> dict[str, View]:
+        """Every view of one black image of the recipe's size."""
+        size, keys = self.augment.image_size, dict.fromkeys(self.pretexts, rng[None])
+        return make_views(self, jnp.zeros((1, size, size, 3)), keys)[0]
 
     def init_model(self, rng: jax.Array) -> Any:
         """Variables for one image of the recipe's size, every view included."""
-        size = self.augment.image_size
-        views, _ = make_views(
-            self, jnp.zeros((1, size, size, 3)), dict.fromkeys(self.pretexts, rng[None])
-        )
+        views = self._views_of_one(rng)
         return self.model.init({"params": rng, "dropout": rng}, views, train=False)
 
 
@@ -169,7 +177,7 @@ def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Arra
         }
         grads = program.weighting.combine(by_owner, weights, mixing)
     total = sum(weights[name] * loss for name, loss in losses.items())
-    total += program.weighting.offset(state.task_weights)
+    total += program.weighting.offset(state.task_weights, state.step)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grad_norm = optax.tree.norm(grads)

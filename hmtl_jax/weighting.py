@@ -44,9 +44,9 @@ class Fixed:
         del carried, losses
         return self.base_weights(step)
 
-    def offset(self, carried: Any) -> jax.Array:
+    def offset(self, carried: Any, step: jax.Array) -> jax.Array:
         """What the total holds beside Σ weight × loss, float32 []."""
-        del carried
+        del carried, step
         return jnp.zeros((), jnp.float32)
 
     def combine(self, grads: Mapping[str, Any], weights: Mapping, key: jax.Array) -> Any:
@@ -79,7 +79,8 @@ class Geometric(Fixed):
 class Uncertainty(Fixed):
     """Homoscedastic uncertainty (Kendall 2018, eq. 10): Σ w · (exp(−s) · loss + s / 2).
 
-    s = log σ² of each loss is learned by Adam at `lr`, from s = 0. w: the recipe's weights.
+    s = log σ² of each loss is learned by Adam at `lr`, from s = 0. w: the recipe's weights (ours);
+    they scale both terms, and so do not move the s at which a loss rests.
     """
 
     lr: float = 1e-3
@@ -92,8 +93,10 @@ class Uncertainty(Fixed):
         base = self.base_weights(step)
         return {name: w * jnp.exp(-carried["log_variance"][name]) for name, w in base.items()}
 
-    def offset(self, carried: Any) -> jax.Array:
-        return 0.5 * jnp.sum(jnp.stack(list(carried["log_variance"].values())))
+    def offset(self, carried: Any, step: jax.Array) -> jax.Array:
+        base = self.base_weights(step)
+        halves = [w * carried["log_variance"][name] / 2 for name, w in base.items()]
+        return jnp.sum(jnp.stack(halves))
 
     def update(self, carried: Any, losses: Mapping, grads: Mapping | None, step: jax.Array) -> Any:
         s = carried["log_variance"]

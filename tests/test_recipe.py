@@ -233,6 +233,10 @@ def test_steps_come_from_epochs_or_are_given():
         ({"model.positions": "rope"}, r"model\.positions is 'rope'"),
         ({"model.dtype": "float16"}, r"model\.dtype is 'float16'; .* float32, bfloat16"),
         ({"stream": "two"}, "stream is 'two'; it must be one of clean, one_stream, siamese"),
+        (
+            {"stream": "one_stream", "model.input": "lbp"},
+            r"the view of pretexts\.mae, which shows 'rgb', but .* model\.input 'lbp'; make both",
+        ),
         ({"model.fusion": "add"}, r"model\.fusion is 'add'; it must be one of .*concat"),
         ({"model.input": "hsv"}, r"model\.input is 'hsv'; it must be one of rgb, "),
         ({"job": "test"}, "job is 'test'; it must be one of train, evaluate"),

@@ -328,15 +328,19 @@ def test_one_stream_trains_the_task_on_the_pretexts_view_alone():
     np.testing.assert_allclose(predictions["expression"], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_siamese_takes_the_geometric_mean_of_the_views_losses(accumulate):
+@pytest.mark.parametrize(
+    ("stream", "accumulate"), [("siamese", 1), ("siamese", 2), ("one_stream", 2)]
+)
+def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulate):
     sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
-    program, before = puzzled(stream="siamese", **sizes)
+    program, before = puzzled(stream=stream, **sizes)
     after, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
     views = views_of(program)
     assert {name: v.shape[1] for name, v in views.items()} == {
         "clean": 16, "puzzle/0": 16, "puzzle/1": 8,
     }  # fmt: skip
+    if stream == "one_stream":
+        del views["clean"]
     params = tiny.float64(before.params)
 
     def mean_of(params):

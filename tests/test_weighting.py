@@ -104,7 +104,9 @@ def test_uncertainty_descends_kendalls_total():
     for t in range(1, 4):
         found = at(made, losses, carried=carried)
         np.testing.assert_allclose(list(found.values()), base * np.exp(-s), rtol=1e-5)
-        np.testing.assert_allclose(made.offset(carried), s.sum() / 2, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(
+            made.offset(carried, jnp.int32(0)), base @ s / 2, rtol=1e-4, atol=1e-7
+        )
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
             carried = made.update(carried, losses, None, jnp.int32(t))
         slope = 0.5 - np.exp(-s) * [2.0, 0.1]  # of exp(−s) · loss + s / 2
