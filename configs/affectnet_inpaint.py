@@ -7,8 +7,9 @@ published: ours (pretext/inpaint.py).
     python -m hmtl_jax.main --config=configs/affectnet_inpaint.py --workdir=runs/affectnet_inpaint
     … --config.data.subset=0.2
 
-HMTL starts from ImageNet: add `--config.init_from=efficientnet_b0.safetensors` (timm's names). Not
-run on the real data here.
+From random weights, as HMTL trains. Compare it to the supervised recipe under the same average,
+`affectnet_supervised.py:efficientnet --config.optim.ema=0.9998`. The weight 0.3 is ours. Not run on
+the real data here.
 """
 
 from configs import affectnet_supervised

@@ -1,7 +1,7 @@
 r"""AffectNet: a masked auto-encoder alone, then supervised fine-tuning of its encoder (He 2022).
 
-The comparison that SSAT (arXiv 2310.20704) makes to joint training. Layer-wise learning rate decay
-0.75 and the moving average off, as in the MAE authors' fine-tuning of small models.
+The comparison that SSAT (arXiv 2310.20704) makes to joint training. The layer-wise decay of the
+learning rate by 0.75, and as many epochs for each stage as for joint training, are ours.
 
     python -m hmtl_jax.main --config=configs/affectnet_pretrain_finetune.py:pretrain \
         --workdir=runs/affectnet_mae

@@ -5,8 +5,7 @@ supervised. Weight, schedule and augmentation are not all published: ours.
 
     python -m hmtl_jax.main --config=configs/affectnet_puzzle.py --workdir=runs/affectnet_puzzle
 
-HMTL starts from ImageNet: add `--config.init_from=efficientnet_b0.safetensors` (timm's names). Not
-run on the real data here.
+From random weights, as HMTL trains. Not run on the real data here.
 """
 
 from configs import affectnet_supervised

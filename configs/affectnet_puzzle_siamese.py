@@ -5,8 +5,8 @@ geometric mean of the four, and 0.3 × the summed puzzle losses is added (arXiv 
 
     python -m hmtl_jax.main --config=configs/affectnet_puzzle_siamese.py --workdir=runs/siamese
 
-HMTL starts from ImageNet: add `--config.init_from=efficientnet_b0.safetensors` (timm's names). The
-three sizes are ours. Not run on the real data here.
+From random weights, as HMTL trains. The three sizes are ours; no number of this form is published
+in what we could read. Not run on the real data here.
 """
 
 from configs import affectnet_supervised

@@ -6,8 +6,9 @@
 `:efficientnet` is HMTL's encoder, EfficientNet-B0, in its place.
 
 For 8 GPUs or a TPU v4-8. From scratch, with SSAT's augmentation and schedule (arXiv 2310.20704) and
-HMTL's class weights (arXiv 2105.06421). HMTL reports 60.34 % for a supervised EfficientNet-B0
-pre-trained on ImageNet; this recipe has not been run on the real data here.
+HMTL's class weights (arXiv 2105.06421). HMTL reports 60.34 % for a supervised EfficientNet-B0; its
+optimizer and augmentation are not settled in what we could read, so `:efficientnet` has those of
+SSAT too (ours). Not run on the real data here.
 """
 
 from hmtl_jax import recipe

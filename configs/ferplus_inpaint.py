@@ -1,7 +1,7 @@
 """FER+ with inpainting and a perceptual loss beside it.
 
 Paper: HMTL, arXiv 2105.06421 ("in-painting-pl", on AffectNet +1.38 points with all data, +2.90 with
-20 %). Holes, decoder and losses are not published: ours (pretext/inpaint.py).
+20 %). Holes, decoder, losses and weight are not published: ours (pretext/inpaint.py).
 
     python -m hmtl_jax.main --config=configs/ferplus_inpaint.py:cpu --workdir=runs/ferplus_inpaint
 

@@ -3,8 +3,9 @@
     python -m hmtl_jax.prepare ferplus --source ferplus.zip --data_dir data
     python -m hmtl_jax.main --config=configs/ferplus_supervised.py:cpu --workdir=runs/ferplus_sl
 
-`:cpu` is a smaller encoder that trains for about an hour on two cores; without it, the full recipe
-for one GPU.
+Barsoum 2016 reports 84.99 % for a VGG13 from scratch, trained on the distribution of votes. Ours:
+encoder, schedule and augmentation. `:cpu` is a smaller encoder that trains for about an hour on two
+cores; without it, the full recipe for one GPU.
 """
 
 from hmtl_jax import recipe

@@ -2,7 +2,7 @@
 
 Paper: Fusion-SSAT, arXiv 2601.00789. Its operator is not published: concat, sum and cross_attention
 are ours (models/heads.py). The masked view stays part of the deployed model, which then costs about
-1.25 × the supervised one; training prints the exact ratio.
+1.25 × the supervised one; training prints the ratio.
 
     python -m hmtl_jax.main --config=configs/ffpp_fusion.py --workdir=runs/ffpp_fusion
 

@@ -6,7 +6,7 @@ r"""A linear classifier and nearest neighbours on the frozen features of a run, 
         --config.data.name=ferplus --config.data.data_dir=data \
         --config.probe.label=expression --workdir=runs/probe
 
-Encoder, image size and data are the run's own, unless data.name says otherwise; features are
+Encoder, image size and data are the run's own, unless data.name names another set; features are
 extracted once, without augmentation, under the moving average where the run kept one. Reports the
 test metric beside that of a random encoder, in runs/NAME/probe without a --workdir.
 """

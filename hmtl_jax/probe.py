@@ -58,7 +58,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
 def probed(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """The recipe of the encoder that is probed, on the data that are asked for; its tasks' labels.
 
-    A safetensors file has no recipe: the encoder is then the one that `config` names.
+    Another data set is read as `config.data` says, at the image size of the run. A safetensors file
+    has no recipe: the encoder and the image size are then those that `config` names.
     """
     if not config.init_from:
         raise errors.UserError("The job probe needs init_from: a run's workdir or its checkpoint.")
@@ -71,10 +72,12 @@ def probed(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
                 section = "model" if key in config.model else "data"
                 theirs[section][key] = kept.get(f"{section}.{key}", theirs[section][key])
             labels = _labels_of(kept)
-        theirs.data.subset = config.data.subset
+        size, folder = theirs.data.image_size, theirs.data.data_dir
         if config.data.name:
-            theirs.data = config.data
-        theirs.data.data_dir = config.data.data_dir or theirs.data.data_dir
+            theirs.data = config.data.copy_and_resolve_references()
+            theirs.data.image_size = size
+        theirs.data.subset = config.data.subset
+        theirs.data.data_dir = config.data.data_dir or folder
     return theirs, labels
 
 
@@ -115,7 +118,7 @@ def encoded(
         classes = known[labels[0]]
         if classes.ndim > 1 or classes.dtype.kind == "f":
             classes = np.zeros(len(classes), int)
-        rows = subset_indices(classes, config.data.subset, config.seed)
+        rows = subset_indices(classes, config.data.subset, 0)  # the draw of training
         found, known = found[rows], {name: values[rows] for name, values in known.items()}
     return found, known
 

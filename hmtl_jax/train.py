@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from hmtl_jax import (
@@ -214,6 +215,19 @@ def describe(run: Run) -> None:
         f"training; {len(devices)} × {devices[0].device_kind}"
         f"{f' in {processes} processes' if processes > 1 else ''}"
     )
+    if run.program.model.fuse:
+        say(f"inference with the fused view costs {fusion_cost(run):.2f} × that of the encoder")
+
+
+def fusion_cost(run: Run) -> float:
+    """Operations of a prediction over those of the encoder alone, as XLA counts them."""
+    size = run.config.data.image_size
+    image = {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
+    both, alone = (
+        recipe.jitted(of, run.program).lower(run.abstract, image).cost_analysis()["flops"]
+        for of in (step.eval_step, step.encode_step)
+    )
+    return both / alone
 
 
 def begin(run: Run) -> tuple[state.TrainState, Clock, int]:
@@ -264,7 +278,7 @@ def validate(run: Run, current: state.TrainState, writer: Writer | None) -> floa
 
 def shown(found: dict[str, float]) -> str:
     """The metrics that belong into a line on the screen."""
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "nll")
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "auc", "ccc", "mae")
     return ", ".join(f"{n} {v:.4f}" for n, v in found.items() if n.rpartition("/")[2] in names)
 
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import linear_probe
-from hmtl_jax import state, train
+from hmtl_jax import probe, state, train
 from hmtl_jax.errors import UserError
 from tests import runs
 
@@ -39,6 +39,15 @@ def test_a_probe_reports_the_run_beside_a_random_encoder(finished, tmp_path):
     assert found["trained"]["linear"]["nll"] != found["random"]["linear"]["nll"]
     accuracy = f"{found['trained']['linear']['accuracy']:.4f}"
     assert any(f"expression, linear: test accuracy {accuracy}, with a random" in p for p in printed)
+
+
+def test_another_data_set_is_read_at_the_image_size_of_the_run(finished):
+    theirs, labels = probe.probed(probe_of(**{"init_from": str(finished), "data.name": "other"}))
+    own, _ = probe.probed(probe_of(init_from=str(finished)))
+    assert labels == ["expression"]
+    assert (theirs.data.name, theirs.data.image_size) == ("other", own.data.image_size)
+    assert theirs.data.data_dir == own.data.data_dir
+    assert own.data.image_size != linear_probe.get_config().data.image_size
 
 
 def test_a_probe_reads_numbers_by_ridge_on_part_of_the_labels(finished, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import types
+from typing import Any
 
 import cv2
 import jax
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hmtl_jax import checkpoint, evaluate, sharding, train, workdir
+from hmtl_jax import checkpoint, evaluate, recipe, sharding, state, train, workdir
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.readers import READERS
 from hmtl_jax.errors import UserError
-from tests import runs
+from tests import runs, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +39,28 @@ def finished(tiny_data, compile_cache, tmp_path_factory):
 
 
 ##### What a run leaves and says #####
+
+
+@pytest.mark.parametrize(
+    ("pretext", "low", "high"),
+    [
+        # A quarter of 16 patches and the cls token: 5 tokens beside 17, and the fused head.
+        (recipe.pretext_task("mae", decoder_heads=2, decoder_dim=8), 1.2, 1.4),
+        (recipe.pretext_task("puzzle", tiles=2), 1.95, 2.1),
+    ],
+)
+def test_the_cost_of_fusion_is_that_of_the_second_view(pretext, low, high):
+    config = tiny.config(8)
+    config.model.fusion, config.pretexts = "concat", {"other": pretext}
+    program = tiny.program(config)
+    shapes = jax.eval_shape(lambda: state.create(program))
+    run: Any = types.SimpleNamespace(config=config, program=program, abstract=shapes)
+    assert low < train.fusion_cost(run) < high
+
+
+def test_every_kind_of_task_has_a_number_on_the_screen():
+    found = {"pose/mae": 4.5, "pose/mae_yaw": 4.0, "affect/ccc": 0.5, "fake/auc": 0.9, "a/ece": 0.1}
+    assert train.shown(found) == "pose/mae 4.5000, affect/ccc 0.5000, fake/auc 0.9000"
 
 
 def test_the_workdir_holds_everything(finished):
