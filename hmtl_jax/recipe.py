@@ -42,7 +42,8 @@ def defaults() -> ConfigDict:
     config.data.test = "test"  # looked at once, at the end
     config.data.image_size = 224
     config.data.decode_size = 0  # what the host hands to the device; 0: image_size
-    config.data.subset = 1.0  # a seeded, class-stratified part of train
+    config.data.subset = 1.0  # a class-stratified part of train, the same for every seed
+    config.data.stratify = ""  # the label of those classes; empty: that of the first task with one
     config.data.threads = 4
     config.data.workers = 0  # decoding processes; 0: threads alone
     config.data.tolerate_corrupt = False  # skip and count corrupt images in place of stopping
@@ -497,8 +498,18 @@ def arguments(arg: str | None, *known: str) -> tuple[bool, ...]:
     return tuple(word in given for word in known)
 
 
+def stratified_by(config: ConfigDict) -> str:
+    """The label whose classes a subset keeps in proportion, or none."""
+    of_tasks = (part.label for part in config.tasks.values() if "label" in part)
+    return config.data.stratify or next(of_tasks, "")
+
+
 def pretrain_only(config: ConfigDict) -> None:
-    """Takes the tasks out of a recipe, and with them what is evaluated and chosen by labels."""
+    """Takes the tasks out of a recipe, and with them what is evaluated and chosen by labels.
+
+    A subset stays the one that the tasks have, so that fine-tuning reads the same images again.
+    """
+    config.data.stratify = stratified_by(config)
     config.tasks = ConfigDict()
     config.data.validation = config.data.test = ""
     config.checkpoint.best = ""

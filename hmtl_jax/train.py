@@ -69,7 +69,7 @@ class Run:
             workers=config.data.workers,  # evaluations are too short to start any
             seed=config.seed,
             subset=config.data.subset,
-            stratify=next((part.label for part in config.tasks.values() if "label" in part), None),
+            stratify=recipe.stratified_by(config) or None,
         )
         self.program = recipe.build(config, self.source, self.batches.num_examples)
         self.steps = recipe.total_steps(config, self.batches.num_examples)

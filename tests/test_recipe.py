@@ -198,6 +198,14 @@ def test_steps_come_from_epochs_or_are_given():
         recipe.steps_per_epoch(config, 7)
 
 
+def test_pretraining_reads_the_subset_of_the_tasks():
+    config = tiny.config(8)
+    wanted = recipe.stratified_by(config)
+    recipe.pretrain_only(config)
+    assert not config.tasks
+    assert recipe.stratified_by(config) == wanted == "expression"
+
+
 ##### What is wrong is said #####
 
 
@@ -213,6 +221,11 @@ def test_steps_come_from_epochs_or_are_given():
             {"weighting.name": "geo"},
             "Unknown weighting 'geo'; known: dwa, fixed, .* Did you mean 'geometric'",
         ),
+        (
+            {"tasks.expression.weight": 0.0, "pretexts.mae.weight": 0.0},
+            "The weights of expression, mae are all 0; set one above 0",
+        ),
+        ({"pretexts.mae.weight": -1.0}, "The weight of mae must be 0 or more, not -1.0"),
         ({"weighting.lam": 1.5}, r"weighting\.lam must lie in \[0, 1\]"),
         (
             {"tasks.expression.kind": "classify"},

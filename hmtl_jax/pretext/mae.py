@@ -2,7 +2,9 @@
 
 A random quarter of the patches is seen; a light decoder rebuilds the others, as pixels or as maps
 of local patterns (L-SSAT, arXiv 2409.19582), or as several of them together. A ViT reads the seen
-patches alone; for other encoders the masked ones are painted over (SimMIM, Xie 2022).
+patches alone; for other encoders the masked ones are painted over, as in SimMIM (Xie 2022). That
+has a learnt mask token and an absolute error; here it is the mean colour and MAE's squared error
+(ours).
 """
 
 import dataclasses
@@ -33,7 +35,7 @@ class Mae:
     variance 1 (off in SSAT). loss: `mse`, or `classes`: a texture's codes are classified pixel by
     pixel (ours). decoder: `tokens` drops the masked patches, `cells` paints over them and predicts
     by one linear layer; empty: `tokens` where the encoder can. The dim, depth and heads are of
-    `tokens`.
+    `tokens`: SSAT's for Ti and S; for B, L and H it has 512, 8 and 16.
     """
 
     patch: int
