@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from skimage.feature import local_binary_pattern
 
 from hmtl_jax import recipe, state, step
 from hmtl_jax.data import augment
+from hmtl_jax.models import conv
 from tests import reference, tiny
 
 LAM, LR, MOMENTUM, DECAY, EMA, CLIP = 0.1, 0.5, 0.9, 0.05, 0.9, 0.05
@@ -361,6 +363,37 @@ def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulat
         slope = (moved[0] - moved[1]) / 2e-5
         change = after.params["heads_expression"]["linear"]["bias"][index] - bias[index]
         assert float(change) == pytest.approx(-LR * (1 + MOMENTUM) * slope, rel=1e-3, abs=1e-6)
+
+
+class Normed(nn.Module):
+    """An encoder that is a batch norm."""
+
+    @nn.compact
+    def __call__(self, images_bhwc, keep_bk=None, *, train=False):
+        x_bhwc = conv.batch_norm(images_bhwc, jnp.float32, train=train, name="norm")
+        return {"patches": x_bhwc, "pooled": conv.pooled(x_bhwc)}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batch_statistics_take_in_each_call_of_the_encoder_in_turn(accumulate):
+    sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
+    program, _ = puzzled(stream="siamese", **sizes)
+    program = dataclasses.replace(program, model=program.model.clone(encoder=Normed()))
+    before = tiny.first_state(program)
+    after, _ = recipe.jitted(step.train_step, program)(before, BATCH)
+    views = {name: reference.normalise(images) for name, images in views_of(program).items()}
+    mean, variance = np.zeros(3), np.zeros(3)
+    for part in range(accumulate):  # row r is in micro-batch r % accumulate
+        one, other, small = (
+            views[name][part::accumulate] for name in ("clean", "puzzle/0", "puzzle/1")
+        )
+        for seen in (np.concatenate([one, other]), small):
+            mean = 0.9 * mean + 0.1 * seen.mean((0, 1, 2))
+            variance = 0.9 * variance + 0.1 * seen.var((0, 1, 2))
+    for found, share in ((after.batch_stats, 1.0), (after.ema["batch_stats"], 0.9)):
+        norm_of = found["encoder"]["norm"]
+        np.testing.assert_allclose(norm_of["mean"], share * mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(norm_of["var"], share * variance, rtol=1e-4, atol=1e-6)
 
 
 def losses_alone(before, name):
