@@ -116,6 +116,10 @@ class DynamicAverage(Fixed):
     per_epoch: int = 1
     temperature: float = 2.0
 
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise UserError(f"weighting.temperature must be above 0, not {self.temperature}.")
+
     def init(self) -> Any:
         zeros = {name: jnp.zeros((), jnp.float32) for name in self.base}
         return {"sum": zeros, "last": dict(zeros), "before": dict(zeros)}

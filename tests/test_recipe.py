@@ -226,6 +226,10 @@ def test_pretraining_reads_the_subset_of_the_tasks():
             "The weights of expression, mae are all 0; set one above 0",
         ),
         ({"pretexts.mae.weight": -1.0}, "The weight of mae must be 0 or more, not -1.0"),
+        (
+            {"weighting.name": "dwa", "weighting.temperature": 0.0},
+            r"weighting\.temperature must be above 0, not 0.0",
+        ),
         ({"weighting.lam": 1.5}, r"weighting\.lam must lie in \[0, 1\]"),
         (
             {"tasks.expression.kind": "classify"},

@@ -1,0 +1,70 @@
+"""Tables of methods and seeds: numbers by hand, and no cell is run twice."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import tables
+
+TABLE = tables.Table(
+    "Toy",
+    "pose/mae",
+    {"plain": tables.one("toy"), "two": [("toy", ()), ("toy:finetune", ())]},
+    percent=False,
+)
+
+
+def finish(folder, method, seed, values):
+    """Leaves what the stages of a cell leave: each its seconds, the last its test report."""
+    for stage, value in enumerate(values):
+        path = tables.stage_dir(folder, method, seed, stage)
+        (path / "eval").mkdir(parents=True)
+        (path / "seconds.json").write_text(json.dumps({"seconds": 60.0}))
+        (path / "eval" / "test-7.json").write_text(json.dumps({"pose": {"mae": value}}))
+
+
+def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_path):
+    plain, two = np.array([5.0, 6.0, 7.0]), np.array([4.0, 4.5])
+    for seed, value in enumerate(plain):
+        finish(tmp_path, "plain", seed, [value])
+    for seed, value in enumerate(two):
+        finish(tmp_path, "two", seed, [9.9, value])
+    finish(tmp_path, "two", 2, [9.9])  # its second stage is still to come
+    parts = [x.var(ddof=1) / len(x) for x in (two, plain)]
+    freedom = sum(parts) ** 2 / sum(p**2 / (n - 1) for p, n in zip(parts, (2, 3), strict=True))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
+    gap = two.mean() - plain.mean()
+    lines = tables.render(TABLE, tmp_path, range(3))
+    assert "| plain | 3 | 6.00 ± 1.00 | – | 1.0 |" in lines
+    wanted = f"{gap:+.2f} [{gap - half:+.2f}, {gap + half:+.2f}]"
+    assert f"| two | 2 | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | 2.0 |" in lines
+
+
+def test_a_method_without_a_cell_has_a_row_of_dashes(tmp_path):
+    finish(tmp_path, "plain", 0, [5.0])
+    lines = tables.render(TABLE, tmp_path, range(1))
+    assert "| plain | 1 | 5.00 | – | 1.0 |" in lines
+    assert "| two | 0 | – | – | – |" in lines
+
+
+def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, monkeypatch):
+    finish(tmp_path, "two", 0, [9.9])
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return type("Done", (), {"returncode": len(commands) - 1})
+
+    monkeypatch.setattr(tables.subprocess, "run", run)
+    cell = (tmp_path, "two", 0, TABLE.methods["two"], "data")
+    tables.run_cell(*cell)
+    (command,) = commands
+    assert "--config=configs/toy.py:finetune" in command
+    assert f"--config.init_from={tables.stage_dir(tmp_path, 'two', 0, 0)}" in command
+    tables.run_cell(*cell)
+    assert len(commands) == 1
+    with pytest.raises(SystemExit, match=r"ended with status 1; see .*log\.txt"):
+        tables.run_cell(tmp_path, "two", 1, TABLE.methods["two"], "data")
+    assert tables.score(tmp_path, TABLE, "two", 1) is None
