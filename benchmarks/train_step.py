@@ -170,6 +170,7 @@ def measure(args: argparse.Namespace) -> str:
     ceilings = dict.fromkeys(recipe.DTYPES, 0.0)
     for _ in range(args.rounds):
         for arm, run in arms.items():
+            run(1)  # the first step after another arm's pays for that one's caches and memory
             times[arm].append(run(args.steps) / args.steps)
         for dtype, best in ceilings.items():
             ceilings[dtype] = max(best, matmul_ceiling(dtype, args.matmul))

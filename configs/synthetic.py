@@ -1,4 +1,4 @@
-"""The demo: rendered faces, eight expressions, and a masked auto-encoder of their LBP maps.
+"""The demo: rendered faces, eight expressions, and a masked auto-encoder of pixels and LBP maps.
 
     make demo
     python -m hmtl_jax.main --config=configs/synthetic.py --workdir=runs/demo
@@ -13,7 +13,7 @@ def get_config():
     """The recipe; it takes no argument."""
     config = recipe.defaults()
     config.batch_size = 64
-    config.epochs = 16.0
+    config.epochs = 12.0
     config.log_every = 125
     config.eval_every = 500
 
@@ -26,7 +26,7 @@ def get_config():
     config.model.pool = "mean"
     config.tasks.expression = recipe.task("classification", label="expression", label_smoothing=0.1)
     config.pretexts.mae = recipe.pretext_task(
-        "mae", targets=("lbp",), mask_ratio=0.75, decoder_depth=1, decoder_heads=4
+        "mae", targets=("rgb", "lbp"), mask_ratio=0.75, decoder_depth=1, decoder_heads=4
     )
     config.weighting.name = "ssat"
     config.weighting.lam = 0.5  # SSAT has 0.1; a short run needs more of the task

@@ -1,6 +1,6 @@
 """Rendered faces: valence and arousal.
 
-With a masked auto-encoder of their LBP maps beside the task, or without.
+With a masked auto-encoder of pixels and LBP maps beside the task, or without.
 
     python -m hmtl_jax.main --config=configs/synthetic_affect.py --workdir=runs/affect
     python -m hmtl_jax.main --config=configs/synthetic_affect.py:supervised --workdir=runs/affect_sl

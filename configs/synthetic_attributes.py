@@ -1,6 +1,6 @@
 r"""Rendered faces: attributes such as glasses, beard and hat.
 
-With a masked auto-encoder of their LBP maps beside the task, or without.
+With a masked auto-encoder of pixels and LBP maps beside the task, or without.
 
     python -m hmtl_jax.main --config=configs/synthetic_attributes.py --workdir=runs/attributes
     python -m hmtl_jax.main --config=configs/synthetic_attributes.py:supervised \

@@ -1,6 +1,6 @@
 r"""Rendered faces: real or blended.
 
-With a masked auto-encoder of their LBP maps beside the task, or without.
+With a masked auto-encoder of pixels and LBP maps beside the task, or without.
 
     python -m hmtl_jax.main --config=configs/synthetic_deepfake.py --workdir=runs/deepfake
     python -m hmtl_jax.main --config=configs/synthetic_deepfake.py:supervised \

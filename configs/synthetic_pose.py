@@ -1,6 +1,6 @@
 """Rendered faces: head pose (yaw, pitch, roll).
 
-With a masked auto-encoder of their LBP maps beside the task, or without.
+With a masked auto-encoder of pixels and LBP maps beside the task, or without.
 
     python -m hmtl_jax.main --config=configs/synthetic_pose.py --workdir=runs/pose
     python -m hmtl_jax.main --config=configs/synthetic_pose.py:supervised --workdir=runs/pose_sl

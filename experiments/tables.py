@@ -81,7 +81,7 @@ TABLES = {
     ),
 } | {
     f"synthetic_{task}": Table(
-        f"Rendered faces, {task}, with and without a masked auto-encoder of LBP maps",
+        f"Rendered faces, {task}, with and without a masked auto-encoder of pixels and LBP",
         f"{task}/{metric}",
         {
             "supervised": one(f"synthetic_{task}:supervised"),

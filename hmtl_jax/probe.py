@@ -76,6 +76,8 @@ def probed(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         if config.data.name:
             theirs.data = config.data.copy_and_resolve_references()
             theirs.data.image_size = size
+        for part in ("validation", "test"):  # which a run without tasks leaves empty
+            theirs.data[part] = theirs.data[part] or config.data[part]
         theirs.data.subset = config.data.subset
         theirs.data.data_dir = config.data.data_dir or folder
     return theirs, labels

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import linear_probe
-from hmtl_jax import probe, state, train
+from hmtl_jax import probe, recipe, state, train
 from hmtl_jax.errors import UserError
 from tests import runs
 
@@ -50,6 +50,20 @@ def test_another_data_set_is_read_at_the_image_size_of_the_run(finished):
     assert own.data.image_size != linear_probe.get_config().data.image_size
 
 
+def test_a_pretrained_encoder_is_probed_on_the_splits_that_pretraining_left_out(
+    tiny_data, compile_cache, tmp_path
+):
+    config = runs.config(tiny_data, steps=2, epochs=0.0)
+    with config.unlocked():
+        recipe.pretrain_only(config)
+        config.weighting.name, config.optim.warmup_epochs = "fixed", 0.0
+    runs.run(config, tmp_path / "run")
+    changes = {"init_from": str(tmp_path / "run"), "probe.label": "expression"}
+    runs.run(probe_of(**changes), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
+    assert found["trained"]["linear"]["n"] == runs.SIZES["test"]
+
+
 def test_a_probe_reads_numbers_by_ridge_on_part_of_the_labels(finished, tmp_path):
     changes = {"init_from": str(finished), "probe.label": "pose", "data.subset": 0.5}
     runs.run(probe_of(**changes), tmp_path / "probe")
@@ -83,7 +97,7 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
     def started(path):
         config = runs.config(tiny_data, init_from=str(path))
         folder = tmp_path / path.name
-        from hmtl_jax import recipe, sharding
+        from hmtl_jax import sharding
 
         mesh = sharding.make_mesh(**config.mesh)
         recipe.check(config)
