@@ -50,6 +50,7 @@ def test_another_data_set_is_read_at_the_image_size_of_the_run(finished):
     assert own.data.image_size != linear_probe.get_config().data.image_size
 
 
+@pytest.mark.slow
 def test_a_pretrained_encoder_is_probed_on_the_splits_that_pretraining_left_out(
     tiny_data, compile_cache, tmp_path
 ):
