@@ -247,7 +247,7 @@ def imported_packages(folder):
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names
-    return tops - {"hmtl_jax", "configs", "benchmarks"}
+    return tops - {"hmtl_jax", "configs", "benchmarks", "experiments"}
 
 
 def imported_distributions(*folders):
@@ -263,7 +263,7 @@ def required_distributions(*names):
 
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported():
-    imported = imported_distributions("hmtl_jax", "configs")
+    imported = imported_distributions("hmtl_jax", "configs", "experiments")
     required = required_distributions("requirements.txt")
     needed_by_tensorflow_datasets = {"array-record", "importlib-resources"}
     assert imported - required == set()

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -207,7 +206,7 @@ def test_counters_of_batches_are_passed_over(saved):
     assert_equal(found["batch_stats"], variables["batch_stats"])
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
 def test_half_precision_is_read_as_it_is(saved, dtype):
     path, _, abstract, variables = saved(VIT)
     rewritten(path, lambda t: t.update({key: a.astype(dtype) for key, a in t.items()}))
