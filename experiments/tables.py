@@ -6,8 +6,9 @@
 Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
 A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
 The table has, for each method, mean ± standard deviation over seeds on the test split, the
-difference from the first method with Welch's 95 % interval, and the wall time of a run. It is
-written to experiments/NAME.md as far as cells are there.
+difference from the first method with Welch's 95 % interval, and the wall time of a run. A part of
+the labels is the same part for all seeds. It is written to experiments/NAME.md as far as cells are
+there.
 """
 
 import argparse
@@ -67,12 +68,14 @@ TABLES = {
         ferplus("cpu", 0.2, 60, ("supervised", "puzzle", "inpaint", "mae_lbp")),
     ),
     "ferplus_20": Table(
-        "FER+, 20 % of the labels, ViT for one GPU",
+        "FER+, 20 % of the labels, ViT for one GPU (mae_rgb_pretrain: 300 epochs a stage)",
         "expression/accuracy",
         ferplus("", 0.2, 300, ALL),
     ),
     "ferplus_100": Table(
-        "FER+, all labels, ViT for one GPU", "expression/accuracy", ferplus("", 1.0, 300, ALL)
+        "FER+, all labels, ViT for one GPU (mae_rgb_pretrain: 300 epochs a stage)",
+        "expression/accuracy",
+        ferplus("", 1.0, 300, ALL),
     ),
     "fairface_gender_cpu": Table(
         "FairFace, gender, small ViT, 10 epochs",
@@ -138,13 +141,23 @@ def run_cell(folder: pathlib.Path, method: str, seed: int, stages: Sequence, dat
             command.append(f"--config.init_from={stage_dir(folder, method, seed, index - 1)}")
         print(f"{method}, seed {seed}: {' '.join(command[1:])}", flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        with open(workdir / "log.txt", "a") as log:
-            code = subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log).returncode
+        code, seconds = timed(command, workdir)
         if code:
             sys.exit(f"error: the run ended with status {code}; see {workdir / 'log.txt'}.")
-        seconds = time.monotonic() - started
         (workdir / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def timed(command: Sequence[str], workdir: pathlib.Path) -> tuple[int, float]:
+    """Runs a stage: its status, and its seconds with those of earlier processes of this stage."""
+    spent, started = workdir / "spent.json", time.monotonic()
+    before = json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0
+    try:
+        with open(workdir / "log.txt", "a") as log:
+            code = subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log).returncode
+    finally:
+        seconds = before + time.monotonic() - started
+        spent.write_text(json.dumps({"seconds": seconds}))
+    return code, seconds
 
 
 def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> tuple[float, float] | None:

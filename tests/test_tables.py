@@ -68,3 +68,10 @@ def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, mo
     with pytest.raises(SystemExit, match=r"ended with status 1; see .*log\.txt"):
         tables.run_cell(tmp_path, "two", 1, TABLE.methods["two"], "data")
     assert tables.score(tmp_path, TABLE, "two", 1) is None
+
+
+def test_the_time_of_a_stage_holds_that_of_its_earlier_processes(tmp_path):
+    (tmp_path / "spent.json").write_text(json.dumps({"seconds": 100.0}))
+    code, seconds = tables.timed(["false"], tmp_path)
+    assert code == 1 and 100 < seconds < 160
+    assert json.loads((tmp_path / "spent.json").read_text())["seconds"] == seconds

@@ -2,7 +2,8 @@
 
 Only that name is published: the holes, the decoder, the losses and their weights here are ours.
 Holes are painted with the mean colour; a light decoder fills them from the encoder's last feature
-map; the filled image must match the original in the hole, and in the features of a frozen network.
+map; the filled image must match the original in the hole, and in the features of a frozen network:
+the moving average of the encoder itself. No other network can be imported for that yet.
 """
 
 import dataclasses
