@@ -77,6 +77,7 @@ def test_a_signal_to_stop_is_seen_named_and_given_back(number, name):
 
 
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
     preemption = cluster.Preemption()
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -84,3 +85,4 @@ def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     preemption.close()
+    signal.signal(signal.SIGINT, before)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hmtl_jax import checkpoint, evaluate, recipe, sharding, state, train, workdir
+from hmtl_jax import checkpoint, evaluate, initial, recipe, sharding, state, train, workdir
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.readers import READERS
 from hmtl_jax.errors import UserError
@@ -279,12 +279,12 @@ def test_init_from_lists_what_it_took_and_left(finished, tiny_data, compile_cach
     run = prepared(runs.config(tiny_data, init_from=str(finished.workdir)), tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         printed = []
-        patch.setattr(train, "say", printed.append)
+        patch.setattr(initial, "say", printed.append)
         current, _, first = train.begin(run)
     run.close()
     assert first == 0
     last = run_arrays = runs.arrays(finished.workdir, 18)
-    average = last["ema/encoder/embed/kernel"]
+    average = last["ema/params/encoder/embed/kernel"]
     np.testing.assert_array_equal(current.params["encoder"]["embed"]["kernel"], average)
     head = current.params["heads_expression"]
     assert not np.array_equal(

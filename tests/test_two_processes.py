@@ -36,7 +36,7 @@ def test_two_processes_are_one_run(whole_run, tmp_path):
     runs.wait_until(process, lambda: "the first step took" in command.log.read_text())
     os.kill(children(process)[1], signal.SIGTERM)
     assert process.wait(timeout=300) == 0, command.printed
-    (stop,) = runs.steps(command.workdir)
+    stop = max(runs.steps(command.workdir))  # on a slow machine an epoch's end came before it
     assert 0 < stop < runs.STEPS
     text = f"stopped by SIGTERM and saved step {stop}; the same command goes on from there"
     assert command.printed.count(text) == 1  # one voice
