@@ -13,9 +13,9 @@ def get_config():
     """The recipe; it takes no argument."""
     config = recipe.defaults()
     config.batch_size = 64
-    config.epochs = 12.0
+    config.epochs = 10.0
     config.log_every = 125
-    config.eval_every = 500
+    config.eval_every = 625
 
     config.data.name = "synthetic"
     config.data.image_size = 64
