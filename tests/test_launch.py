@@ -173,13 +173,13 @@ def save(*_):
     os.write(1, f"saved {rank}\\n".encode())  # whole, whatever the buffering
     sys.exit()
 signal.signal(signal.SIGTERM, signal.SIG_IGN if os.environ.get("STUCK") == rank else save)
-print(json.dumps(sys.argv[1:]), flush=True)
+os.write(1, (json.dumps(sys.argv[1:]) + "\\n").encode())
 started = pathlib.Path(__file__).parent / "started"
 (started / rank).touch()
 while len(list(started.iterdir())) < 2:
     time.sleep(0.01)
 if os.environ.get("FAIL") == rank:
-    print("bad luck", flush=True)
+    os.write(1, b"bad luck\\n")
     sys.exit(3)
 if "FAIL" in os.environ or "WAIT" in os.environ:
     time.sleep(60)

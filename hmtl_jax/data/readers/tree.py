@@ -1,12 +1,13 @@
 """A source of files, be it a folder or a zip: both are read by the same calls."""
 
+import contextlib
 import csv
 import io
 import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import IO
 
 from hmtl_jax import errors
@@ -55,7 +56,7 @@ class Tree:
         except DAMAGE as error:
             raise self._damaged(name, error) from error
 
-    def lines(self, name: str) -> Iterator[str]:
+    def lines(self, name: str) -> Generator[str, None, None]:
         """Yields the lines of a text file, without the byte-order mark that spreadsheets write."""
         if not self.exists(name):
             raise errors.UserError(f"{name} is missing in {self.source}.")
@@ -75,18 +76,22 @@ class Tree:
 
         It is read as it is iterated: some official files hold hundreds of megabytes of text.
         """
-        rows = csv.DictReader(self.lines(name))
-        header = rows.fieldnames or ["nothing"]
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise errors.UserError(
-                f"{name} in {self.source} lacks the column {', '.join(map(repr, missing))}; its "
-                f"first line is: {', '.join(header)[:200]}."
-            )
-        for line, row in enumerate(rows, start=2):
-            if any(row[column] is None for column in columns):
-                raise errors.UserError(f"{name}, line {line}: fewer columns than the header has.")
-            yield line, row
+        # Closed here and now, also where a row is refused.
+        with contextlib.closing(self.lines(name)) as lines:
+            rows = csv.DictReader(lines)
+            header = rows.fieldnames or ["nothing"]
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise errors.UserError(
+                    f"{name} in {self.source} lacks the column {', '.join(map(repr, missing))}; "
+                    f"its first line is: {', '.join(header)[:200]}."
+                )
+            for line, row in enumerate(rows, start=2):
+                if any(row[column] is None for column in columns):
+                    raise errors.UserError(
+                        f"{name}, line {line}: fewer columns than the header has."
+                    )
+                yield line, row
 
     def exists(self, name: str) -> bool:
         """Whether a file of this name is below `root`."""
