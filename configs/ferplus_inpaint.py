@@ -1,11 +1,12 @@
-"""FER+ with inpainting and a perceptual loss beside it.
+"""FER+ with inpainting and a perceptual loss, from the picture that the expression is read from.
 
 Paper: HMTL, arXiv 2105.06421 ("in-painting-pl", on AffectNet +1.38 points with all data, +2.90 with
-20 %). Holes, decoder, losses and weight are not published: ours (pretext/inpaint.py).
+20 %). Holes, decoder, losses, weight and stream are not published: ours (pretext/inpaint.py).
 
     python -m hmtl_jax.main --config=configs/ferplus_inpaint.py:cpu --workdir=runs/ferplus_inpaint
 
-Data, encoder and schedule are those of ferplus_supervised.py.
+Data, encoder and schedule are those of ferplus_supervised.py. `--config.stream=clean` reads the
+expressions from the whole picture instead, at the cost of a second pass.
 """
 
 from configs import ferplus_supervised
@@ -17,4 +18,5 @@ def get_config(arg: str = ""):
     config = ferplus_supervised.get_config(arg)
 
     config.pretexts.inpaint = recipe.pretext_task("inpaint", weight=0.3)
+    config.stream = "one_stream"
     return config

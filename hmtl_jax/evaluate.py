@@ -1,7 +1,5 @@
 """A split through eval_step to predictions on the host to metrics; each example counts once."""
 
-import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +8,7 @@ import jax
 import numpy as np
 
 from hmtl_jax import sharding
+from hmtl_jax.workdir import write_json
 
 
 def predictions(eval_step: Any, state: Any, batches: Iterable, mesh: Any) -> dict[str, dict]:
@@ -50,7 +49,5 @@ def write(workdir: pathlib.Path, split: str, step: int, report: Mapping[str, Any
     """Writes eval/SPLIT-STEP.json, whole or not at all."""
     path = workdir / "eval" / f"{split}-{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1))
-    os.replace(partial, path)
+    write_json(path, report)
     return path

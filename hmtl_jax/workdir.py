@@ -71,8 +71,8 @@ def _size(number: float) -> str:
 def claim(folder: pathlib.Path, config: ConfigDict) -> None:
     """Leaves the recipe and the versions in the folder: from now on it belongs to that recipe."""
     if cluster.lead():
-        _write(folder / CONFIG, recipe.flat(config))
-        _write(folder / VERSIONS, versions())
+        write_json(folder / CONFIG, recipe.flat(config))
+        write_json(folder / VERSIONS, versions())
 
 
 def versions() -> dict[str, str]:
@@ -100,7 +100,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _write(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Whole or not at all: a process may be killed here."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """Tables of methods and seeds: numbers by hand, and no cell is run twice."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -53,12 +55,12 @@ def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, mo
     finish(tmp_path, "two", 0, [9.9])
     commands = []
 
-    def run(command, **options):
+    def timed(command, workdir, cores):
         commands.append(command)
-        return type("Done", (), {"returncode": len(commands) - 1})
+        return len(commands) - 1, 60.0
 
-    monkeypatch.setattr(tables.subprocess, "run", run)
-    cell = (tmp_path, "two", 0, TABLE.methods["two"], "data")
+    monkeypatch.setattr(tables, "timed", timed)
+    cell = (tmp_path, "two", 0, TABLE.methods["two"], "data", [0])
     tables.run_cell(*cell)
     (command,) = commands
     assert "--config=configs/toy.py:finetune" in command
@@ -66,12 +68,60 @@ def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, mo
     tables.run_cell(*cell)
     assert len(commands) == 1
     with pytest.raises(SystemExit, match=r"ended with status 1; see .*log\.txt"):
-        tables.run_cell(tmp_path, "two", 1, TABLE.methods["two"], "data")
+        tables.run_cell(tmp_path, "two", 1, TABLE.methods["two"], "data", [0])
     assert tables.score(tmp_path, TABLE, "two", 1) is None
 
 
 def test_the_time_of_a_stage_holds_that_of_its_earlier_processes(tmp_path):
     (tmp_path / "spent.json").write_text(json.dumps({"seconds": 100.0}))
-    code, seconds = tables.timed(["false"], tmp_path)
+    code, seconds = tables.timed(["false"], tmp_path, sorted(os.sched_getaffinity(0)))
     assert code == 1 and 100 < seconds < 160
     assert json.loads((tmp_path / "spent.json").read_text())["seconds"] == seconds
+
+
+def test_a_stage_keeps_to_its_cores(tmp_path):
+    core = max(os.sched_getaffinity(0))
+    command = [
+        sys.executable,
+        "-c",
+        "import os, time; time.sleep(1); print(os.sched_getaffinity(0))",
+    ]
+    tables.timed(command, tmp_path, [core])
+    assert (tmp_path / "log.txt").read_text() == f"{{{core}}}\n"
+
+
+def test_jobs_share_the_cores_and_run_every_cell_once(tmp_path, monkeypatch, capsys):
+    ran, cores = [], sorted(os.sched_getaffinity(0))
+
+    def run_cell(folder, name, seed, stages, data_dir, share):
+        ran.append((name, seed, tuple(share)))
+        finish(folder, name, seed, [5.0 + seed] * len(stages))
+
+    monkeypatch.setattr(tables, "run_cell", run_cell)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setitem(tables.TABLES, "toy", TABLE)
+    jobs = min(2, len(cores))
+    arguments = ["tables", "toy", "--runs", str(tmp_path), "--jobs", str(jobs)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    tables.main()
+    assert sorted(cell[:2] for cell in ran) == [(n, s) for n in ("plain", "two") for s in range(3)]
+    assert {cell[2] for cell in ran} <= {tuple(cores[job::jobs]) for job in range(jobs)}
+    assert "| plain | 3 | 6.00 ± 1.00 |" in (tmp_path / "toy.md").read_text()
+    monkeypatch.setattr(sys, "argv", [*arguments[:-1], "999"])
+    with pytest.raises(SystemExit, match="--jobs is 999; give from 1 to"):
+        tables.main()
+
+
+def test_a_failed_cell_ends_the_table_and_what_is_there_is_written(tmp_path, monkeypatch):
+    def run_cell(folder, name, seed, stages, data_dir, share):
+        if (name, seed) == ("two", 0):
+            sys.exit("error: the run ended with status 1")
+        finish(folder, name, seed, [5.0])
+
+    monkeypatch.setattr(tables, "run_cell", run_cell)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setitem(tables.TABLES, "toy", TABLE)
+    monkeypatch.setattr(sys, "argv", ["tables", "toy", "--seeds", "1", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="ended with status 1"):
+        tables.main()
+    assert "| plain | 1 | 5.00 |" in (tmp_path / "toy.md").read_text()

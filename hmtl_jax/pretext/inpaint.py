@@ -29,7 +29,7 @@ class Inpaint:
     random cells of a grid. share: of the image's area that is cut out; rectangles may overlap,
     then it is less. rectangles: how many. tiles: cells along a side of the grid. perceptual:
     weight of the perceptual loss beside L1; 0 for none. stages: the features that it compares.
-    decoder_dim: channels of the decoder where it starts.
+    decoder_dim, decoder_depth: channels and number of the decoder's convolutions.
     """
 
     image_size: int
@@ -40,6 +40,7 @@ class Inpaint:
     perceptual: float = 0.1
     stages: tuple[str, ...] = ("patches",)
     decoder_dim: int = 128
+    decoder_depth: int = 2
 
     def __post_init__(self):
         lookup(HOLES, self.holes, "pretexts.inpaint.holes")
@@ -63,7 +64,8 @@ class Inpaint:
             )
 
     def decoder_spec(self) -> dict:
-        return {"kind": "image", "size": self.image_size, "dim": self.decoder_dim}
+        size, dim, depth = self.image_size, self.decoder_dim, self.decoder_depth
+        return {"kind": "image", "size": size, "dim": dim, "depth": depth}
 
     def views(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[tuple[View, dict], ...]:
         """Cuts holes into each image on its own.

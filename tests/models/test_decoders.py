@@ -154,7 +154,7 @@ def test_a_tile_head_is_a_slice_of_one_layer():
 
 @pytest.mark.parametrize(("grid", "size"), [(3, 12), (3, 10), (2, 2), (1, 5)])
 def test_the_image_decoder_fills_the_image_from_any_grid(grid, size):
-    decoder = decoders.build({"kind": "image", "size": size, "dim": 8}, jnp.bfloat16)
+    decoder = decoders.build({"kind": "image", "size": size, "dim": 8, "depth": 2}, jnp.bfloat16)
     stages = {"patches": jnp.ones((2, grid, grid, DIM), jnp.bfloat16)}
     init = functools.partial(decoder.init, train=False)
     params = jax.eval_shape(init, jax.random.key(0), stages, zeros_view(size))["params"]
@@ -166,7 +166,7 @@ def test_the_image_decoder_fills_the_image_from_any_grid(grid, size):
 
 
 def test_what_a_cell_says_is_painted_where_the_cell_is():
-    decoder = decoders.build({"kind": "image", "size": 24, "dim": 8}, jnp.float32)
+    decoder = decoders.build({"kind": "image", "size": 24, "dim": 8, "depth": 1}, jnp.float32)
     stages = np.random.default_rng(3).normal(size=(1, GRID, GRID, DIM)).astype(np.float32)
     params = decoder.init(
         jax.random.key(0), {"patches": jnp.asarray(stages)}, zeros_view(24), train=False
@@ -175,13 +175,13 @@ def test_what_a_cell_says_is_painted_where_the_cell_is():
     before = paint({"patches": jnp.asarray(stages)})
     stages[:, 2, 0] += 1
     changed = np.asarray(jnp.any(paint({"patches": jnp.asarray(stages)}) != before, axis=(0, 3)))
-    # The cell's own pixels, and by the convolutions those of its neighbours, no others.
+    # The cell's own pixels, and by the convolution those of its neighbours, no others.
     assert changed[16:, :8].all()
     assert not changed[:8].any() and not changed[:, 16:].any()
 
 
 def test_every_weight_of_the_image_decoder_gets_a_gradient():
-    decoder = decoders.build({"kind": "image", "size": 10, "dim": 8}, jnp.float32)
+    decoder = decoders.build({"kind": "image", "size": 10, "dim": 8, "depth": 2}, jnp.float32)
     stages = {"patches": jnp.asarray(np.random.default_rng(4).normal(size=(2, 3, 3, 8)), "float32")}
     params = decoder.init(jax.random.key(0), stages, zeros_view(10), train=False)["params"]
 
