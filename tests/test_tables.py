@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from experiments import tables
+from hmtl_jax.workdir import write_json
 
 TABLE = tables.Table(
     "Toy",
@@ -23,8 +24,8 @@ def finish(folder, method, seed, values):
     for stage, value in enumerate(values):
         path = tables.stage_dir(folder, method, seed, stage)
         (path / "eval").mkdir(parents=True)
-        (path / "seconds.json").write_text(json.dumps({"seconds": 60.0}))
-        (path / "eval" / "test-7.json").write_text(json.dumps({"pose": {"mae": value}}))
+        write_json(path / "eval" / "test-7.json", {"pose": {"mae": value}})
+        write_json(path / "seconds.json", {"seconds": 60.0})
 
 
 def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_path):
