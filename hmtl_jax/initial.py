@@ -1,5 +1,6 @@
-"""What an encoder starts from: another run's checkpoint, or a safetensors file in timm's naming."""
+"""What networks start from: another run's checkpoint, or a safetensors file in timm's naming."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ def init_from(config: ConfigDict, current: TrainState) -> TrainState:
         if "encoder" in current.batch_stats:
             ours["batch_stats"] = current.batch_stats["encoder"]
         found, left = pretrained.load(path, config.model.encoder, ours)
-        found = {part: jax.tree.map(_put_like, found[part], ours[part]) for part in ours}
+        found = jax.tree.map(_put_like, found, ours)
         current = with_encoder(current, found)
         taken, left = f"{count(found['params']):,} parameters", ", ".join(left)
     else:
@@ -28,6 +29,18 @@ def init_from(config: ConfigDict, current: TrainState) -> TrainState:
     say(f"init_from {path}: took {taken}")
     say(f"init_from {path}: left {left or 'nothing'}")
     return current
+
+
+def networks(config: ConfigDict, current: TrainState) -> TrainState:
+    """The state with the weights of the frozen networks that pretexts read; says what it took."""
+    frozen = {}
+    for name, ours in current.frozen.items():
+        part = config.pretexts[name]
+        found, _ = pretrained.load(part.perceptual_weights, part.perceptual_encoder, ours)
+        frozen[name] = jax.tree.map(_put_like, found, ours)
+        taken = f"{count(found['params']):,} parameters"
+        say(f"pretexts.{name}.perceptual_weights {part.perceptual_weights}: took {taken}")
+    return dataclasses.replace(current, frozen=frozen)
 
 
 def _put_like(new: Any, old: jax.Array) -> jax.Array:

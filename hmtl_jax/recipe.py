@@ -318,11 +318,26 @@ def make_pretexts(config: ConfigDict) -> dict[str, Any]:
         settings = _settings(part)
         settings |= {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
         made[name] = cls(**settings)
-        if getattr(made[name], "perceptual", 0) and not config.optim.ema:
+        imports = getattr(made[name], "perceptual_encoder", "")
+        if getattr(made[name], "perceptual", 0) and not imports and not config.optim.ema:
             raise UserError(
                 f"pretexts.{name}.perceptual compares features under the moving average of the "
-                "encoder; set optim.ema, such as 0.999, or the weight to 0."
+                f"encoder; set optim.ema, such as 0.999, or pretexts.{name}.perceptual_encoder, or "
+                "the weight to 0."
             )
+    return made
+
+
+def make_networks(config: ConfigDict, made_pretexts: Mapping) -> dict[str, Any]:
+    """By pretext, the encoder with imported weights in which it compares features."""
+    made = {}
+    with (settings := config.model.copy_and_resolve_references()).unlocked():
+        settings.update(drop_path=0.0, pool="cls", positions="learned")
+    for name, one in made_pretexts.items():
+        if getattr(one, "perceptual", 0) and one.perceptual_encoder:
+            encoder = encoders.parse(one.perceptual_encoder)
+            encoder.check(config.data.image_size)
+            made[name] = encoder.make(settings, DTYPES[config.model.dtype])
     return made
 
 
@@ -399,6 +414,7 @@ def build(config: ConfigDict, source: Any, examples: int) -> Program:
         augment=augment.Augment(image_size=config.data.image_size, **config.augment),
         tx=optim.make_optimizer(config.optim, schedule),
         schedule=schedule,
+        networks=make_networks(config, made_pretexts),
         input=config.model.input,
         seed=config.seed,
         accumulate=config.optim.accumulate,

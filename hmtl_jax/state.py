@@ -16,7 +16,8 @@ class TrainState:
     """step int32 []; params float32; batch_stats, ema empty where the recipe has none.
 
     `ema` holds the moving averages of `params` and `batch_stats` under these names; `task_weights`
-    is what a weighting learns or remembers.
+    is what a weighting learns or remembers; `frozen` holds the variables of the program's networks
+    that are read and never trained.
     """
 
     step: jax.Array
@@ -25,6 +26,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     task_weights: Any
+    frozen: Any
 
 
 def evaluation_variables(state: TrainState) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def create(program: Any) -> TrainState:
         opt_state=program.tx.init(params),
         ema=averages if program.ema else {},
         task_weights=program.weighting.init(),
+        frozen=program.init_networks(jax.random.key(program.seed)),
     )
 
 

@@ -33,7 +33,8 @@ class Program:
     """Everything a step needs that is not an array: built from a recipe by recipe.py.
 
     model: a Linen module that maps named views to outputs. weighting: what each loss weighs.
-    input: what the clean view shows: `rgb` or a texture. accumulate: micro-batches a step.
+    networks: by pretext, the imported encoder whose features it compares. input: what the clean
+    view shows: `rgb` or a texture. accumulate: micro-batches a step.
     ema: decay of the moving average, 0 for none. skip_nonfinite: leave the state as it was where
     the loss or a gradient is not finite.
     """
@@ -45,6 +46,7 @@ class Program:
     augment: augment.Augment
     tx: optax.GradientTransformation
     schedule: Callable
+    networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     input: str = "rgb"
     seed: int = 0
     accumulate: int = 1
@@ -76,6 +78,13 @@ class Program:
         """Variables for one image of the recipe's size, every view included."""
         views = self._views_of_one(rng)
         return self.model.init({"params": rng, "dropout": rng}, views, train=False)
+
+    def init_networks(self, rng: jax.Array) -> dict[str, Any]:
+        """Variables of the imported networks, in the shapes that their files must fill."""
+        image = jnp.zeros((1, self.augment.image_size, self.augment.image_size, 3))
+        return {
+            name: net.init(rng, image, None, train=False) for name, net in self.networks.items()
+        }
 
 
 def streams(seed: int, step: jax.Array | int, *names: str) -> list[jax.Array]:
@@ -137,7 +146,7 @@ def leaf_losses(program: Program, outputs: Mapping, chunk: Mapping, targets: Map
             losses[leaf] = task.loss(outputs[view][name], target, mask)
     for view, target in targets.items():
         pretext = program.pretexts[owner(view)]
-        found = pretext.losses(outputs[view][owner(view)], target, features)
+        found = pretext.losses(outputs[view][owner(view)], target, features[owner(view)])
         for part, loss in found.items():
             losses[view if len(found) == 1 else f"{view}/{part}"] = loss
     return losses
@@ -189,6 +198,7 @@ def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Arra
         opt_state=opt_state,
         ema=moving_average(program.ema, state, params, batch_stats),
         task_weights=program.weighting.update(state.task_weights, losses, by_owner, state.step),
+        frozen=state.frozen,
     )
     if program.skip_nonfinite:
         kept = dataclasses.replace(state, step=state.step + 1)
@@ -250,7 +260,8 @@ def chunk_gradients(program: Program, state: TrainState, divisors, batch_stats, 
             {"params": params, "batch_stats": batch_stats},
             views, train=True, rngs={"dropout": rng}, mutable=["batch_stats"],
         )  # fmt: skip
-        losses = leaf_losses(program, outputs, chunk, targets, frozen_features(program, state))
+        features = {name: frozen_features(program, state, name) for name in program.pretexts}
+        losses = leaf_losses(program, outputs, chunk, targets, features)
         means = {
             leaf: jnp.sum(loss_b * chunk["masks"][owner(leaf)]) / divisors[owner(leaf)]
             for leaf, loss_b in losses.items()
@@ -276,12 +287,16 @@ def chunk_gradients(program: Program, state: TrainState, divisors, batch_stats, 
     return grads, means, batch_stats
 
 
-def frozen_features(program: Program, state: TrainState) -> Callable:
-    """Images [B, H, W, 3] in [0, 1] → the stages of the encoder's moving average, for losses that
-    compare features. Gradients flow into the images, not into the weights.
+def frozen_features(program: Program, state: TrainState, name: str) -> Callable:
+    """Images [B, H, W, 3] in [0, 1] → stages of the network in which the pretext `name` compares
+    features: its imported one, or the encoder's moving average. Gradients flow into the images,
+    not into the weights.
     """
 
     def features(images_bhwc: jax.Array) -> dict:
+        if name in program.networks:
+            variables, images = state.frozen[name], augment.normalise(images_bhwc)
+            return program.networks[name].apply(variables, images, None, train=False)
         variables = jax.lax.stop_gradient(evaluation_variables(state))
         return program.model.apply(variables, images_bhwc, method="features")
 

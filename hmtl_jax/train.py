@@ -243,6 +243,7 @@ def begin(run: Run) -> tuple[state.TrainState, Clock, int]:
     current = state.create_sharded(run.program, run.abstract)
     if run.config.init_from:
         current = initial.init_from(run.config, current)
+    current = initial.networks(run.config, current)
     return current, Clock(), 0
 
 

@@ -43,6 +43,7 @@ def state(step=0, ema=True, **shape):
         opt_state=(jax.tree.map(jnp.zeros_like, params), jnp.int32(step)),
         ema={"params": jax.tree.map(lambda x: x + 1, params), "batch_stats": {}} if ema else {},
         task_weights={},
+        frozen={},
     )
 
 

@@ -404,6 +404,19 @@ def test_a_perceptual_loss_needs_the_moving_average():
     assert tiny.program(config).pretexts["inpaint"].perceptual == 0.1
 
 
+def test_an_imported_perceptual_network_needs_no_moving_average_and_must_fit_the_image():
+    config = tiny.config(8)
+    network = {"perceptual_encoder": "8x1x1/8", "perceptual_weights": "file.safetensors"}
+    config.pretexts = {"inpaint": recipe.pretext_task("inpaint", **network)}
+    assert set(tiny.program(config).networks) == {"inpaint"}
+    config.pretexts.inpaint.perceptual_encoder = "8x1x1/5"
+    with pytest.raises(UserError, match="16"):
+        tiny.program(config)
+    config.pretexts.inpaint.perceptual_encoder = ""
+    with pytest.raises(UserError, match="a network and its safetensors file; set both or neither"):
+        tiny.program(config)
+
+
 def test_learned_positions_refuse_views_of_another_size():
     config = tiny.config(8)
     config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, sizes=(16, 8))}

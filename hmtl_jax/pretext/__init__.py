@@ -2,8 +2,9 @@
 
 A pretext is a frozen dataclass with `views(rngs_b, images) -> ((View, target), ...)`,
 `decoder_spec()` and, for each of its views, `losses(output, target, features) -> {part: [B]}`,
-where `features` maps images in [0, 1] to the stages of a frozen network. The recipe fills its
-fields image_size, patch and drops_tokens. To add one, write its file and its line below.
+where `features` maps images in [0, 1] to the stages of a frozen network (the moving average of the
+encoder, or the one named by its field `perceptual_encoder`). The recipe fills its fields
+image_size, patch and drops_tokens. To add one, write its file and its line below.
 """
 
 from hmtl_jax.pretext.inpaint import Inpaint

@@ -3,7 +3,7 @@
 Only that name is published: the holes, the decoder, the losses and their weights here are ours.
 Holes are painted with the mean colour; a light decoder fills them from the encoder's last feature
 map; the filled image must match the original in the hole, and in the features of a frozen network:
-the moving average of the encoder itself. No other network can be imported for that yet.
+the moving average of the encoder itself, or a network whose weights are imported.
 """
 
 import dataclasses
@@ -28,8 +28,11 @@ class Inpaint:
     holes: `centre`, one square; `rectangles`, at random places and of random shape; `tiles`,
     random cells of a grid. share: of the image's area that is cut out; rectangles may overlap,
     then it is less. rectangles: how many. tiles: cells along a side of the grid. perceptual:
-    weight of the perceptual loss beside L1; 0 for none. stages: the features that it compares.
-    decoder_dim, decoder_depth: channels and number of the decoder's convolutions.
+    weight of the perceptual loss beside L1; 0 for none. perceptual_encoder: the frozen network,
+    named as in model.encoder; "" for the moving average of the encoder. perceptual_weights: its
+    safetensors file in timm's naming, read once and then kept in the checkpoints. stages: the
+    features that are compared. decoder_dim, decoder_depth: channels and number of the decoder's
+    convolutions.
     """
 
     image_size: int
@@ -38,6 +41,8 @@ class Inpaint:
     rectangles: int = 3
     tiles: int = 8
     perceptual: float = 0.1
+    perceptual_encoder: str = ""
+    perceptual_weights: str = ""
     stages: tuple[str, ...] = ("patches",)
     decoder_dim: int = 128
     decoder_depth: int = 2
@@ -57,6 +62,11 @@ class Inpaint:
             )
         if self.perceptual < 0:
             raise UserError(f"pretexts.inpaint.perceptual is a weight, not {self.perceptual!r}.")
+        if bool(self.perceptual_encoder) != bool(self.perceptual_weights):
+            raise UserError(
+                "pretexts.inpaint.perceptual_encoder and pretexts.inpaint.perceptual_weights name "
+                "a network and its safetensors file; set both or neither."
+            )
         if self.perceptual and (not self.stages or isinstance(self.stages, str)):
             raise UserError(
                 f"pretexts.inpaint.stages is {self.stages!r}; give a tuple of the encoder's "
