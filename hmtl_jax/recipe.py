@@ -16,6 +16,8 @@ from hmtl_jax.data import augment, pipeline
 from hmtl_jax.errors import UserError, lookup, nearest
 from hmtl_jax.models import decoders, encoders, heads, hybrid
 from hmtl_jax.step import Program
+from hmtl_jax.tasks import multilabel
+from hmtl_jax.tasks.columns import columns
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -131,8 +133,8 @@ def _part(cls: type, kind: str, settings: dict, filled: set[str]) -> ConfigDict:
     fields = {k: f.default for k, f in cls.__dataclass_fields__.items() if k not in filled}
     weight = {"weight": 1.0, "weight_schedule": "constant", "final_weight": 0.0}
     known = {"kind": kind, **weight, **fields}
-    if "class_weights" in fields:
-        known["class_weights"] = "none"  # or "balanced", or one number a class
+    for name in {"class_weights", "positive_weights"} & set(fields):
+        known[name] = "none"  # or "balanced", or one number a class or attribute
     for name in settings:
         if name not in known:
             raise UserError(
@@ -233,6 +235,8 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
             settings |= _class_settings(name, settings, source)
         if "names" in cls.__dataclass_fields__:
             settings["names"] = tuple(pipeline.entry_names(source, read))
+        if "positive_weights" in settings:
+            settings["positive_weights"] = _positive_weights(name, settings, source)
         if part.kind == "binary" and len(source.class_names(read[0]) or "01") != 2:
             raise UserError(
                 f"tasks.{name}.label {read[0]!r} has {len(source.class_names(read[0]))} classes, "
@@ -289,6 +293,22 @@ def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]
         "class_weights": tuple(map(float, weights)),
         "priors": priors,
     }
+
+
+def _positive_weights(name: str, settings: Mapping, source: Any) -> tuple[float, ...]:
+    """One weight an attribute by the recipe's word; empty for none."""
+    weights = settings["positive_weights"]
+    if weights == "none":
+        return ()
+    if weights == "balanced":
+        read = {label: pipeline.column(source, label) for label in settings["labels"]}
+        return multilabel.balanced_positive_weights(columns(read, settings["labels"], np))
+    if isinstance(weights, str) or len(weights) != len(settings["names"]):
+        raise UserError(
+            f"tasks.{name}.positive_weights must be 'none', 'balanced' or "
+            f"{len(settings['names'])} numbers."
+        )
+    return tuple(map(float, weights))
 
 
 def shares(labels: np.ndarray, classes: int) -> tuple[float, ...]:

@@ -379,6 +379,25 @@ def test_a_label_that_the_data_set_lacks_lists_those_it_has(task):
         recipe.make_tasks(config, Labelled())
 
 
+def test_positive_weights_are_counted_given_or_none():
+    class Attributes(Labelled):
+        def __getitem__(self, index):
+            rows = [(1, 0), (0, 0), (0, 0), (0, -1), (1, 1), (0, -1), (0, 0), (0, 0)]
+            return super().__getitem__(index) | {"attributes": np.array(rows[index], np.int32)}
+
+    config = tiny.config(8)
+    wanted = {"none": (), "balanced": (3.0, 5.0), (2, 1): (2.0, 1.0)}
+    for given, found in wanted.items():
+        task = recipe.task("multilabel", labels=("attributes",), positive_weights=given)
+        config.tasks = {"mine": task}
+        assert recipe.make_tasks(config, Attributes())["mine"].positive_weights == found
+    for wrong in ("equal", (1.0,)):
+        task = recipe.task("multilabel", labels=("attributes",), positive_weights=wrong)
+        config.tasks = {"mine": task}
+        with pytest.raises(UserError, match=r"tasks\.mine\.positive_weights must be .* or 2 num"):
+            recipe.make_tasks(config, Attributes())
+
+
 def test_logit_adjustment_gets_the_shares_of_the_classes():
     config = tiny.config(8)
     config.tasks.expression.logit_adjustment = 1.0

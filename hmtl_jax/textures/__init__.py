@@ -1,12 +1,13 @@
 """Textures: code maps of an image, as targets (and inputs) of the masked autoencoder.
 
 A texture is one pure function of grey levels and one line in `TEXTURES`. All run on device, inside
-the jitted step, on the augmented images.
+the jitted step, on the augmented images. They are taken from luma; `NAME_rgb` is the same texture
+of red, green and blue, one after the other.
 """
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -32,11 +33,13 @@ class Texture:
       is not 1: int32 codes out of `values`, or float32 in [0, 1] where `values` is None.
     values: the codes that can occur, ascending; None where the texture is continuous.
     channels: maps per image.
+    of_each_colour: whether the grey levels are those of red, green and blue instead of luma.
     """
 
     codes: Callable[[jax.Array], jax.Array]
     values: tuple[int, ...] | None
     channels: int = 1
+    of_each_colour: bool = False
 
     @property
     def num_codes(self) -> int | None:
@@ -52,12 +55,17 @@ def luma(images_bhwc: jax.Array) -> jax.Array:
 
 
 def levels(images_bhwc: jax.Array) -> jax.Array:
-    """RGB in [0, 1] -> luma as int32 levels 0..255 [B, H, W], rounded as an 8-bit file would be.
+    """RGB in [0, 1] -> luma as int32 levels 0..255 [B, H, W], rounded as an 8-bit file would be."""
+    return _rounded(luma(images_bhwc))
+
+
+def _rounded(grey: jax.Array) -> jax.Array:
+    """[0, 1] -> int32 0..255.
 
     Rounding is ours: it makes a texture equal to that of the same image saved and read again, and
     keeps float noise of the augmentation from drawing patterns into flat skin.
     """
-    return jnp.round(jnp.clip(luma(images_bhwc), 0, 1) * 255).astype(jnp.int32)
+    return jnp.round(jnp.clip(grey, 0, 1) * 255).astype(jnp.int32)
 
 
 def codes(name: str, images_bhwc: jax.Array) -> jax.Array:
@@ -66,7 +74,12 @@ def codes(name: str, images_bhwc: jax.Array) -> jax.Array:
     An unknown name raises UserError.
     """
     texture = errors.lookup(TEXTURES, name, "texture")
-    return texture.codes(levels(images_bhwc)).reshape(*images_bhwc.shape[:3], texture.channels)
+    shape = (*images_bhwc.shape[:3], texture.channels)
+    if not texture.of_each_colour:
+        return texture.codes(levels(images_bhwc)).reshape(shape)
+    colours = [_rounded(images_bhwc[..., channel].astype(jnp.float32)) for channel in range(3)]
+    stacked = texture.codes(jnp.concatenate(colours))
+    return jnp.stack(jnp.split(stacked, 3), axis=3).reshape(shape)
 
 
 def target(name: str, images_bhwc: jax.Array) -> jax.Array:
@@ -138,4 +151,8 @@ TEXTURES: dict[str, Texture] = {
     "hog": Texture(hog, None, channels=9),
     "hog_4": Texture(partial(hog, cell=4), None, channels=9),
     "sobel": Texture(sobel, None),
+}
+TEXTURES |= {
+    f"{name}_rgb": replace(texture, channels=3 * texture.channels, of_each_colour=True)
+    for name, texture in TEXTURES.items()
 }

@@ -55,6 +55,16 @@ def test_grey_8_bit_image_gives_scikit_images_codes():
     np.testing.assert_allclose(textures.target("lbp", images_bhwc)[..., 0], theirs / 255, rtol=1e-6)
 
 
+def test_a_texture_of_each_colour_is_that_of_its_grey_picture(images_bhwc):
+    for name in ("lbp", "ltp"):
+        found = textures.codes(f"{name}_rgb", images_bhwc)
+        grey = [jnp.repeat(images_bhwc[..., c : c + 1], 3, axis=-1) for c in range(3)]
+        wanted = jnp.concatenate([textures.codes(name, picture) for picture in grey], axis=-1)
+        np.testing.assert_array_equal(found, wanted)
+    shown = textures.as_input("lbp_rgb", images_bhwc)
+    np.testing.assert_array_equal(shown, textures.target("lbp_rgb", images_bhwc))
+
+
 def test_every_8_bit_grey_keeps_its_level():
     grey = jnp.arange(256, dtype=jnp.float32)[None, :, None, None] / 255
     images_bhwc = jnp.repeat(grey, 3, axis=-1)
