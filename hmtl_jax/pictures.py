@@ -78,7 +78,7 @@ def mae_columns(
     columns = {"input": images, "masked": np.asarray(masked)}
     for name in pretext.targets:
         truth, predicted = target[name], output[name]
-        if pretext.loss == "classes":
+        if pretext.classified(name):
             predicted = predicted.reshape(*truth.shape, -1).argmax(-1)
         rebuilt = np.where(hidden[:, :, None] > 0, predicted, truth)
         columns[name] = _maps(pretext, name, truth)
@@ -88,7 +88,7 @@ def mae_columns(
 
 def _maps(pretext: mae.Mae, name: str, patches_bnp: np.ndarray) -> np.ndarray:
     """Patches of a target as what can be drawn: [B, H, W, 1 or 3] in [0, 1]."""
-    if pretext.loss == "classes":
+    if pretext.classified(name):
         codes = np.asarray(textures.TEXTURES[name].values, np.float32)
         patches_bnp = codes[patches_bnp] / codes[-1]
     maps = unpatchify(jnp.asarray(patches_bnp), pretext.patch, pretext.grid)

@@ -1,8 +1,9 @@
 """A recipe: what every key means, its default, and how the whole is built from it."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -125,14 +126,16 @@ def task(kind: str, **settings: Any) -> ConfigDict:
 def pretext_task(kind: str, **settings: Any) -> ConfigDict:
     """A pretext of a recipe: `config.pretexts.mae = pretext_task("mae", targets=("lbp",))`."""
     cls = lookup(pretext.PRETEXTS, kind, "pretext")
-    return _part(cls, kind, settings, filled={"patch", "image_size", "drops_tokens"})
+    # in_stream: whether tasks read its view too where config.stream says that they read views.
+    filled = {"patch", "image_size", "drops_tokens"}
+    return _part(cls, kind, settings, filled, in_stream=True)
 
 
-def _part(cls: type, kind: str, settings: dict, filled: set[str]) -> ConfigDict:
-    """Every field of `cls` that the recipe may set, with its default."""
+def _part(cls: type, kind: str, settings: dict, filled: set[str], **more: Any) -> ConfigDict:
+    """Every field of `cls` that the recipe may set, with its default; and `more` keys."""
     fields = {k: f.default for k, f in cls.__dataclass_fields__.items() if k not in filled}
     weight = {"weight": 1.0, "weight_schedule": "constant", "final_weight": 0.0}
-    known = {"kind": kind, **weight, **fields}
+    known = {"kind": kind, **weight, **more, **fields}
     for name in {"class_weights", "positive_weights"} & set(fields):
         known[name] = "none"  # or "balanced", or one number a class or attribute
     for name in settings:
@@ -171,20 +174,30 @@ def check(config: ConfigDict) -> None:
             "A name stands for one task or pretext, is not 'clean' and holds no '/'; rename "
             f"{', '.join(sorted(bad))}."
         )
-    if config.stream != "clean" and not (config.tasks and config.pretexts):
-        raise UserError(f"stream {config.stream!r} needs a task and a pretext whose view it reads.")
-    inputs = {name: part.get("input", "rgb") for name, part in config.pretexts.items()}
+    read = {name: part for name, part in config.pretexts.items() if part.in_stream}
+    if config.stream != "clean" and not (config.tasks and read):
+        raise UserError(
+            f"stream {config.stream!r} needs a task, and a pretext with in_stream whose view it "
+            "reads."
+        )
+    inputs = {name: part.get("input", "rgb") for name, part in read.items()}
     others = [name for name, shown in inputs.items() if shown != config.model.input]
     if config.stream != "clean" and others:
         raise UserError(
             f"stream {config.stream!r} trains the tasks on the view of pretexts.{others[0]}, which "
             f"shows {inputs[others[0]]!r}, but they are evaluated on model.input "
-            f"{config.model.input!r}; make both the same, or the stream 'clean'."
+            f"{config.model.input!r}; set model.input to {inputs[others[0]]!r}, the stream to "
+            f"'clean', or pretexts.{others[0]}.in_stream to False."
         )
-    if config.model.fusion and len(config.pretexts) != 1:
+    if config.model.fusion and not (config.tasks and len(config.pretexts) == 1):
         raise UserError(
-            f"model.fusion {config.model.fusion!r} needs one pretext whose view it fuses; the "
-            f"recipe has {len(config.pretexts)}."
+            f"model.fusion {config.model.fusion!r} needs a task, and one pretext whose view it "
+            f"fuses; the recipe has {len(config.tasks)} and {len(config.pretexts)}."
+        )
+    if config.model.fusion and config.stream != "clean":
+        raise UserError(
+            f"model.fusion {config.model.fusion!r} reads the pretext's view beside the clean one, "
+            f"which the stream {config.stream!r} does not; set stream to 'clean'."
         )
     if not config.data.name:
         raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
@@ -247,7 +260,8 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
                 f"tasks.{name}.objective 'ccc' is taken over the whole batch; set "
                 "optim.accumulate to 1, or the objective to 'mse'."
             )
-        made[name] = cls(**settings)
+        with _named("tasks", name, part.kind):
+            made[name] = cls(**settings)
         _check_labels(name, key, made[name].labels, source)
         if (config.augment.mixup or config.augment.cutmix) and not made[name].mixes:
             raise UserError(
@@ -267,8 +281,19 @@ def _check_labels(name: str, key: str, read: Sequence[str], source: Any) -> None
 
 
 def _settings(part: ConfigDict) -> dict[str, Any]:
-    ours = ("kind", "weight", "weight_schedule", "final_weight")
+    ours = ("kind", "weight", "weight_schedule", "final_weight", "in_stream")
     return {key: value for key, value in part.items() if key not in ours}
+
+
+@contextlib.contextmanager
+def _named(section: str, name: str, kind: str) -> Iterator[None]:
+    """Refusals of a part, which knows its kind alone, get the name that the recipe gave it."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error).replace(f"{section}.{kind}", f"{section}.{name}")
+        known = f"{section}.{name}" in said
+        raise UserError(said if known else f"{section}.{name}: {said}") from None
 
 
 def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]:
@@ -337,7 +362,8 @@ def make_pretexts(config: ConfigDict) -> dict[str, Any]:
         cls = lookup(pretext.PRETEXTS, part.kind, "pretext")
         settings = _settings(part)
         settings |= {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
-        made[name] = cls(**settings)
+        with _named("pretexts", name, part.kind):
+            made[name] = cls(**settings)
         imports = getattr(made[name], "perceptual_encoder", "")
         if getattr(made[name], "perceptual", 0) and not imports and not config.optim.ema:
             raise UserError(
@@ -367,10 +393,11 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
     encoder.check(config.data.image_size)
     _check_sizes(config, made_pretexts)
     dtype = DTYPES[model.dtype]
+    read = tuple(name for name in made_pretexts if config.pretexts[name].in_stream)
     reads = {
         "clean": ("clean",),
-        "one_stream": tuple(made_pretexts),
-        "siamese": ("clean", *made_pretexts),
+        "one_stream": read,
+        "siamese": ("clean", *read),
     }
 
     def head(task: Any) -> Any:
@@ -549,4 +576,4 @@ def pretrain_only(config: ConfigDict) -> None:
     config.tasks = ConfigDict()
     config.data.validation = config.data.test = ""
     config.checkpoint.best = ""
-    config.stream = "clean"
+    config.stream, config.model.fusion = "clean", ""

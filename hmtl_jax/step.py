@@ -173,9 +173,11 @@ def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Arra
     """One step of every loss together: (state, batch) → (state, metrics of float32 [])."""
     examples = sharding.over_batch(augmented(program, state.step, batch))
     dropout, mixing = streams(program.seed, state.step, "dropout", "weighting")
-    grads, means, batch_stats = accumulated(program, state, examples, dropout)
+    counts = {name: jnp.sum(mask) for name, mask in examples["masks"].items()}
+    present = {name: count > 0 for name, count in counts.items()}
+    grads, means, batch_stats = accumulated(program, state, examples, counts, dropout)
     losses, slopes = merged(program, means)
-    weights = program.weighting.weights(state.task_weights, losses, state.step)
+    weights = program.weighting.weights(state.task_weights, losses, present, state.step)
     by_owner = None
     if program.separate:
         by_owner = {
@@ -197,7 +199,9 @@ def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Arra
         batch_stats=batch_stats,
         opt_state=opt_state,
         ema=moving_average(program.ema, state, params, batch_stats),
-        task_weights=program.weighting.update(state.task_weights, losses, by_owner, state.step),
+        task_weights=program.weighting.update(
+            state.task_weights, losses, present, by_owner, state.step
+        ),
         frozen=state.frozen,
     )
     if program.skip_nonfinite:
@@ -215,13 +219,13 @@ def train_step(program: Program, state: TrainState, batch: Mapping[str, jax.Arra
     return new, metrics
 
 
-def accumulated(program: Program, state: TrainState, examples: Mapping, rng: jax.Array):
+def accumulated(program: Program, state: TrainState, examples: Mapping, counts: Mapping, rng):
     """Gradients and leaf means of the batch, over micro-batches: (grads, means, batch_stats).
 
-    grads: of the weighted total; where the program separates them, of each leaf by name.
+    counts: by owner, the examples of the whole batch that have the loss. grads: of the weighted
+    total; where the program separates them, of each leaf by name.
     """
-    divisors = {name: jnp.maximum(jnp.sum(m), 1.0) for name, m in examples["masks"].items()}
-    of_chunk = functools.partial(chunk_gradients, program, state, divisors)
+    of_chunk = functools.partial(chunk_gradients, program, state, counts)
     if program.accumulate == 1:
         return of_chunk(state.batch_stats, examples, rng)
     count = program.accumulate
@@ -247,8 +251,10 @@ def accumulated(program: Program, state: TrainState, examples: Mapping, rng: jax
     return grads, means, batch_stats
 
 
-def chunk_gradients(program: Program, state: TrainState, divisors, batch_stats, chunk, rng):
+def chunk_gradients(program: Program, state: TrainState, counts, batch_stats, chunk, rng):
     """Gradients, leaf means and batch statistics of one micro-batch."""
+    divisors = {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
+    present = {name: count > 0 for name, count in counts.items()}
 
     def leaf_means(params):
         keys = chunk["keys"]
@@ -278,7 +284,7 @@ def chunk_gradients(program: Program, state: TrainState, divisors, batch_stats, 
     def total(params):
         means, batch_stats = leaf_means(params)
         losses, slopes = jax.lax.stop_gradient(merged(program, means))
-        weights = program.weighting.weights(state.task_weights, losses, state.step)
+        weights = program.weighting.weights(state.task_weights, losses, present, state.step)
         weights = jax.lax.stop_gradient(weights)
         parts = (weights[owner(leaf)] * slopes[leaf] * mean for leaf, mean in means.items())
         return sum(parts), (means, batch_stats)

@@ -79,6 +79,8 @@ class Run:
         self.train_step = recipe.jitted(
             step.train_step, self.program, donate_argnums=0, out_shardings=(where, everywhere)
         )
+        # Traced here, because what does not fit shall be told before anything is written.
+        jax.eval_shape(self.train_step, self.abstract, self.batches.blank(config.batch_size))
         self.eval_step = recipe.jitted(step.eval_step, self.program, out_shardings=everywhere)
         self.checkpoints = checkpoint.Checkpoints(
             folder.absolute() / "checkpoints", config.checkpoint.keep, bool(config.checkpoint.best)

@@ -3,10 +3,12 @@
 Every weighting answers one question at each step: what does each loss weigh? The gradient of the
 total is that of Σ weight × loss with the weights held constant, which is exact for all of them,
 the geometric mean included. What a weighting learns or remembers is carried in the train state.
-To add one, write its class and its line at the foot.
+A loss that no example of the batch has is 0 and not `present`: no weighting takes it for a loss
+that has been driven to 0 (ours). To add one, write its class and its line at the foot.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -16,7 +18,10 @@ import optax
 
 from hmtl_jax.errors import UserError
 
-TINY = 1e-12  # a loss of exactly 0, as of a batch without labels, must not divide
+TINY = 1e-12  # a loss of exactly 0 must not divide
+
+Losses = Mapping[str, jax.Array]  # float32 [] by name
+Present = Mapping[str, jax.Array]  # bool [] by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +44,11 @@ class Fixed:
         """The recipe's weights at a step, float32 []."""
         return {name: jnp.asarray(at(step), jnp.float32) for name, at in self.base.items()}
 
-    def weights(self, carried: Any, losses: Mapping, step: jax.Array) -> dict[str, jax.Array]:
+    def weights(
+        self, carried: Any, losses: Losses, present: Present, step: jax.Array
+    ) -> dict[str, jax.Array]:
         """One weight a loss, float32 []."""
-        del carried, losses
+        del carried, losses, present
         return self.base_weights(step)
 
     def offset(self, carried: Any, step: jax.Array) -> jax.Array:
@@ -54,24 +61,29 @@ class Fixed:
         del key
         return weighted_sum(grads, weights)
 
-    def update(self, carried: Any, losses: Mapping, grads: Mapping | None, step: jax.Array) -> Any:
+    def update(
+        self, carried: Any, losses: Losses, present: Present, grads: Mapping | None, step: jax.Array
+    ) -> Any:
         """What is carried on; `grads` by loss where they are separate, else None."""
-        del losses, grads, step
+        del losses, present, grads, step
         return carried
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometric(Fixed):
-    """The geometric mean Π loss^(w / Σw) of all losses, w being the recipe's weights (HMTL's mean
-    of views, over tasks): scale-free, so that a loss weighs the same in any unit.
+    """The geometric mean Π loss^(w / Σw) of the losses at hand, w being the recipe's weights
+    (HMTL's mean of views, over tasks): scale-free, so that a loss weighs the same in any unit.
     """
 
     from_losses: ClassVar[bool] = True
 
-    def weights(self, carried: Any, losses: Mapping, step: jax.Array) -> dict[str, jax.Array]:
+    def weights(
+        self, carried: Any, losses: Losses, present: Present, step: jax.Array
+    ) -> dict[str, jax.Array]:
         """d total / d loss; Σ weight × loss is the geometric mean itself."""
-        base = self.base_weights(step)
-        shares = {name: w / sum(base.values()) for name, w in base.items()}
+        base = {n: jnp.where(present[n], w, 0.0) for n, w in self.base_weights(step).items()}
+        total = sum(base.values())
+        shares = {n: w / jnp.where(total > 0, total, 1.0) for n, w in base.items()}
         return geometric_weights(losses, shares)
 
 
@@ -79,8 +91,10 @@ class Geometric(Fixed):
 class Uncertainty(Fixed):
     """Homoscedastic uncertainty (Kendall 2018, eq. 10): Σ w · (exp(−s) · loss + s / 2).
 
-    s = log σ² of each loss is learned by Adam at `lr`, from s = 0. w: the recipe's weights (ours);
-    they scale both terms, and so do not move the s at which a loss rests.
+    s = log σ² of each loss is learned by Adam at `lr`, from s = 0. All losses have the form that
+    the paper gives a classification; it halves that of a regression, which here is the recipe's
+    weight (ours). w: the recipe's weights; they scale both terms, and so do not move the s at which
+    a loss rests.
     """
 
     lr: float = 1e-3
@@ -89,7 +103,9 @@ class Uncertainty(Fixed):
         log_variance = {name: jnp.zeros((), jnp.float32) for name in self.base}
         return {"log_variance": log_variance, "adam": optax.adam(self.lr).init(log_variance)}
 
-    def weights(self, carried: Any, losses: Mapping, step: jax.Array) -> dict[str, jax.Array]:
+    def weights(
+        self, carried: Any, losses: Losses, present: Present, step: jax.Array
+    ) -> dict[str, jax.Array]:
         base = self.base_weights(step)
         return {name: w * jnp.exp(-carried["log_variance"][name]) for name, w in base.items()}
 
@@ -98,10 +114,15 @@ class Uncertainty(Fixed):
         halves = [w * carried["log_variance"][name] / 2 for name, w in base.items()]
         return jnp.sum(jnp.stack(halves))
 
-    def update(self, carried: Any, losses: Mapping, grads: Mapping | None, step: jax.Array) -> Any:
+    def update(
+        self, carried: Any, losses: Losses, present: Present, grads: Mapping | None, step: jax.Array
+    ) -> Any:
         s = carried["log_variance"]
-        slope = {name: 0.5 - jnp.exp(-s[name]) * losses[name] for name in s}
+        slope = {
+            n: jnp.where(present[n], 0.5 - jnp.exp(-s[n]) * losses[n], jnp.zeros(())) for n in s
+        }
         updates, adam = optax.adam(self.lr).update(slope, carried["adam"], s)
+        updates = {n: jnp.where(present[n], updates[n], jnp.zeros(())) for n in s}
         return {"log_variance": optax.apply_updates(s, updates), "adam": adam}
 
 
@@ -109,8 +130,8 @@ class Uncertainty(Fixed):
 class DynamicAverage(Fixed):
     """DWA (Liu 2019, eq. 7): K · softmax(r / T), r = mean loss of the last epoch / the one before.
 
-    The first two epochs weigh all losses alike. per_epoch: steps an epoch. The recipe's weights
-    multiply the result.
+    Before it has two epochs, r is 1. A mean is over the steps that have the loss; an epoch without
+    any does not count for it. per_epoch: steps an epoch. The recipe's weights multiply the result.
     """
 
     per_epoch: int = 1
@@ -121,41 +142,49 @@ class DynamicAverage(Fixed):
             raise UserError(f"weighting.temperature must be above 0, not {self.temperature}.")
 
     def init(self) -> Any:
-        zeros = {name: jnp.zeros((), jnp.float32) for name in self.base}
-        return {"sum": zeros, "last": dict(zeros), "before": dict(zeros)}
+        # sum, count: of this epoch. epochs: how many have had the loss.
+        parts = ("sum", "count", "epochs", "last", "before")
+        return {part: {name: jnp.zeros((), jnp.float32) for name in self.base} for part in parts}
 
-    def weights(self, carried: Any, losses: Mapping, step: jax.Array) -> dict[str, jax.Array]:
+    def weights(
+        self, carried: Any, losses: Losses, present: Present, step: jax.Array
+    ) -> dict[str, jax.Array]:
         names = list(self.base)
-        last, before = (
-            jnp.stack([carried[at][name] for name in names]) for at in ("last", "before")
+        last, before, epochs = (
+            jnp.stack([carried[part][name] for name in names])
+            for part in ("last", "before", "epochs")
         )
-        known = step >= 2 * self.per_epoch
-        ratio = jnp.where(known, last / jnp.maximum(before, TINY), 1.0)
+        ratio = jnp.where(epochs >= 2, last / jnp.maximum(before, TINY), 1.0)
         dynamic = len(names) * jax.nn.softmax(ratio / self.temperature)
         base = self.base_weights(step)
         return {name: base[name] * dynamic[index] for index, name in enumerate(names)}
 
-    def update(self, carried: Any, losses: Mapping, grads: Mapping | None, step: jax.Array) -> Any:
-        ends = (step + 1) % self.per_epoch == 0
-        total = {name: carried["sum"][name] + losses[name] for name in self.base}
-
-        def at_end(new: Mapping, old: Mapping) -> dict:
-            return {name: jnp.where(ends, new[name], old[name]) for name in self.base}
-
-        mean = {name: value / self.per_epoch for name, value in total.items()}
-        return {
-            "sum": at_end(dict.fromkeys(self.base, jnp.zeros((), jnp.float32)), total),
-            "last": at_end(mean, carried["last"]),
-            "before": at_end(carried["last"], carried["before"]),
-        }
+    def update(
+        self, carried: Any, losses: Losses, present: Present, grads: Mapping | None, step: jax.Array
+    ) -> Any:
+        ends, new = (step + 1) % self.per_epoch == 0, {}
+        for name in self.base:
+            old = {part: values[name] for part, values in carried.items()}
+            total = old["sum"] + jnp.where(present[name], losses[name], 0.0)
+            count = old["count"] + present[name].astype(jnp.float32)
+            closes = ends & (count > 0)
+            new[name] = {
+                "sum": jnp.where(ends, 0.0, total),
+                "count": jnp.where(ends, 0.0, count),
+                "epochs": old["epochs"] + closes.astype(jnp.float32),
+                "last": jnp.where(closes, total / jnp.maximum(count, 1.0), old["last"]),
+                "before": jnp.where(closes, old["last"], old["before"]),
+            }
+        return {part: {name: new[name][part] for name in self.base} for part in carried}
 
 
 @dataclasses.dataclass(frozen=True)
 class GradNorm(Fixed):
     """GradNorm (Chen 2018): weights that even out the gradient norms of losses and their pace.
 
-    With G_i = w_i · |∇ loss_i| and r_i = (loss_i / loss_i at step 0) / their mean, w descends along
-    Σ |G_i − mean(G) · r_i^alpha|, its target held constant, at `lr`; then Σ w = number of losses.
+    With G_i = w_i · |∇ loss_i| and r_i = (loss_i / loss_i when first seen) / their mean, w descends
+    along Σ |G_i − mean(G) · r_i^alpha|, its target held constant, at `lr`; then Σ w = number of
+    losses. Means and descent are over the losses that the batch has.
     The norm is over the whole encoder (the paper takes its last layer, to save time; here the
     gradients are at hand). Weights stay above 0.001 (ours). The recipe's weights scale the losses.
     """
@@ -165,22 +194,34 @@ class GradNorm(Fixed):
     separate: ClassVar[bool] = True
 
     def init(self) -> Any:
+        # first: 0 until the loss is seen.
         ones = {name: jnp.ones((), jnp.float32) for name in self.base}
-        return {"weights": ones, "first": {name: jnp.ones((), jnp.float32) for name in self.base}}
+        return {"weights": ones, "first": {name: jnp.zeros((), jnp.float32) for name in self.base}}
 
-    def weights(self, carried: Any, losses: Mapping, step: jax.Array) -> dict[str, jax.Array]:
+    def weights(
+        self, carried: Any, losses: Losses, present: Present, step: jax.Array
+    ) -> dict[str, jax.Array]:
         base = self.base_weights(step)
         return {name: w * carried["weights"][name] for name, w in base.items()}
 
-    def update(self, carried: Any, losses: Mapping, grads: Mapping | None, step: jax.Array) -> Any:
+    def update(
+        self, carried: Any, losses: Losses, present: Present, grads: Mapping | None, step: jax.Array
+    ) -> Any:
         assert grads is not None  # `separate` promises them
-        names, base = list(self.base), self.base_weights(step)
-        first = {n: jnp.where(step == 0, losses[n], carried["first"][n]) for n in names}
+        names, base, old = list(self.base), self.base_weights(step), carried["first"]
+        first = {n: jnp.where(old[n] > 0, old[n], losses[n]) for n in names}
+        here = jnp.stack([present[n] for n in names])
+
+        def mean(values: jax.Array) -> jax.Array:
+            """Over the losses that are here."""
+            return jnp.sum(jnp.where(here, values, 0.0)) / jnp.maximum(jnp.sum(here), 1)
+
         norms = jnp.stack([base[n] * optax.tree.norm(grads[n]["encoder"]) for n in names])
         w = jnp.stack([carried["weights"][n] for n in names])
         pace = jnp.stack([losses[n] / jnp.maximum(first[n], TINY) for n in names])
-        target = jnp.mean(w * norms) * (pace / jnp.maximum(jnp.mean(pace), TINY)) ** self.alpha
-        w = jnp.maximum(w - self.lr * jnp.sign(w * norms - target) * norms, 1e-3)
+        target = mean(w * norms) * (pace / jnp.maximum(mean(pace), TINY)) ** self.alpha
+        moved = jnp.maximum(w - self.lr * jnp.sign(w * norms - target) * norms, 1e-3)
+        w = jnp.where(here, moved, w)
         w = w * len(names) / jnp.sum(w)
         return {"weights": {n: w[i] for i, n in enumerate(names)}, "first": first}
 
@@ -258,8 +299,8 @@ def ssat(tasks: Mapping[str, Callable], pretexts: Mapping[str, Callable], lam: f
 def schedule(name: str, start: float, kind: str, end: float, steps: int) -> Callable:
     """A weight over the run: `constant`, or from `start` to `end` in a `linear` or `cosine` way."""
     for value in (start, end):
-        if not value >= 0:
-            raise UserError(f"The weight of {name} must be 0 or more, not {value}.")
+        if not 0 <= value < math.inf:
+            raise UserError(f"The weight of {name} must be a number of 0 or more, not {value}.")
     if kind == "constant":
         return optax.constant_schedule(start)
     if kind == "linear":

@@ -1,15 +1,14 @@
 """A recipe's keys are used or refused, and every recipe in configs/ can be built."""
 
 import importlib
-import inspect
 import pathlib
-import re
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from benchmarks.compile_time import Faces, arguments_of
 from hmtl_jax import recipe, state
 from hmtl_jax.data import augment
 from hmtl_jax.errors import UserError
@@ -25,49 +24,14 @@ CONFIGS = sorted(
 ##### Every recipe that the repository holds #####
 
 
-class Faces(tiny.Source):
-    """Any of the data sets: labels of every kind."""
-
-    labels = (
-        "age_group",
-        "arousal",
-        "attributes",
-        "expression",
-        "fake",
-        "gender",
-        "pose",
-        "race",
-        "valence",
-    )
-
-    def __getitem__(self, index):
-        vectors = {"attributes": np.zeros(40, np.int32), "pose": np.zeros(3, np.float32)}
-        classes = {label: np.int32(0) for label in self.labels if self.class_names(label)}
-        numbers = {label: np.float32(0) for label in ("arousal", "valence")}
-        return numbers | classes | vectors | {"image": b"", "key": str(index)}
-
-    def class_names(self, label):
-        if label == "fake":
-            return ("real", "fake")
-        names = {"attributes": tuple(f"a{i}" for i in range(40)), "pose": ("yaw", "pitch", "roll")}
-        return names.get(label, None if label in ("valence", "arousal") else tuple("abcdefgh"))
-
-
-def arguments_of(name, module):
-    """What the recipe's docstring shows behind its colon, and nothing where it may stand alone."""
-    shown = set(re.findall(rf"configs/{name}\.py:([\w,]+)", module.__doc__))
-    parameters = inspect.signature(module.get_config).parameters.values()
-    alone = all(p.default is not inspect.Parameter.empty for p in parameters)
-    assert not shown or parameters
-    return sorted(shown | {""} if alone else shown)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_recipe_builds(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"--config=configs/{name}.py" in module.__doc__  # opens with its command
     if module.get_config.__code__.co_argcount == 0 and module.get_config().job != "train":
         return  # trains nothing
+    parameters = module.get_config.__code__.co_argcount
+    assert parameters or arguments_of(name, module) == [""]
     for argument in arguments_of(name, module):
         config = module.get_config(argument) if argument else module.get_config()
         assert not unknown_keys(config, recipe.defaults())
@@ -120,7 +84,7 @@ def build(changes):
 
 
 def weights(program, step=0):
-    made = program.weighting.weights(program.weighting.init(), {}, step)
+    made = program.weighting.weights(program.weighting.init(), {}, {}, step)
     return {name: float(weight) for name, weight in made.items()}
 
 
@@ -225,7 +189,10 @@ def test_pretraining_reads_the_subset_of_the_tasks():
             {"tasks.expression.weight": 0.0, "pretexts.mae.weight": 0.0},
             "The weights of expression, mae are all 0; set one above 0",
         ),
-        ({"pretexts.mae.weight": -1.0}, "The weight of mae must be 0 or more, not -1.0"),
+        (
+            {"pretexts.mae.weight": -1.0},
+            "The weight of mae must be a number of 0 or more, not -1.0",
+        ),
         (
             {"weighting.name": "dwa", "weighting.temperature": 0.0},
             r"weighting\.temperature must be above 0, not 0.0",
@@ -252,7 +219,20 @@ def test_pretraining_reads_the_subset_of_the_tasks():
         ({"stream": "two"}, "stream is 'two'; it must be one of clean, one_stream, siamese"),
         (
             {"stream": "one_stream", "model.input": "lbp"},
-            r"the view of pretexts\.mae, which shows 'rgb', but .* model\.input 'lbp'; make both",
+            r"the view of pretexts\.mae, which shows 'rgb', but .* model\.input 'lbp'; set "
+            r"model\.input to 'rgb', the stream to 'clean', or pretexts\.mae\.in_stream to False",
+        ),
+        (
+            {"stream": "siamese", "pretexts.mae.in_stream": False},
+            "stream 'siamese' needs a task, and a pretext with in_stream",
+        ),
+        (
+            {"model.fusion": "sum", "stream": "one_stream"},
+            r"model\.fusion 'sum' reads .* 'one_stream' does not; set stream to 'clean'",
+        ),
+        (
+            {"pretexts.mae.decoder_heads": 3},
+            r"pretexts\.mae\.decoder_dim 8, .* decoder_heads 3 .* must divide the dim",
         ),
         ({"model.fusion": "add"}, r"model\.fusion is 'add'; it must be one of .*concat"),
         ({"model.input": "hsv"}, r"model\.input is 'hsv'; it must be one of rgb, "),
@@ -287,6 +267,41 @@ def test_a_recipe_trains_something_under_one_name():
     config.pretexts.clean = recipe.pretext_task("mae")
     with pytest.raises(UserError, match="rename clean"):
         recipe.check(config)
+
+
+def test_a_refusal_names_the_part_as_the_recipe_does():
+    config = tiny.config(8)
+    config.pretexts.jig = recipe.pretext_task("puzzle", tiles=7)
+    with pytest.raises(UserError, match=r"^pretexts\.jig\.tiles is 7"):
+        tiny.program(config)
+    config.pretexts.jig = recipe.pretext_task("mae", targets=("lbpp",))
+    with pytest.raises(UserError, match=r"^pretexts\.jig: Unknown texture 'lbpp'"):
+        tiny.program(config)
+    config = tiny.config(8)
+    config.tasks.face = recipe.task("multilabel", labels="attributes")
+    with pytest.raises(UserError, match=r"^tasks\.face: The multilabel task's labels must be a"):
+        recipe.make_tasks(config, Labelled())
+
+
+def test_tasks_read_the_views_of_pretexts_in_the_stream_alone():
+    config = tiny.config(8)
+    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+    config.pretexts.mae.in_stream = False
+    for stream, wanted in (("one_stream", ("puzzle",)), ("siamese", ("clean", "puzzle"))):
+        config.stream = stream
+        recipe.check(config)
+        assert tiny.program(config).model.reads == {"expression": wanted}
+
+
+def test_fusion_needs_a_task():
+    config = tiny.config(8)
+    config.tasks, config.model.fusion = ConfigDict(), "sum"
+    with pytest.raises(UserError, match=r"model\.fusion 'sum' needs a task, .* has 0 and 1"):
+        recipe.check(config)
+    config = tiny.config(8)
+    config.model.fusion = "sum"
+    recipe.pretrain_only(config)
+    recipe.check(config)
 
 
 def test_parts_refuse_what_they_do_not_know_and_miss_what_they_need():

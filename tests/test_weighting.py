@@ -26,10 +26,20 @@ def floats(weights):
     return {name: float(weight) for name, weight in weights.items()}
 
 
-def at(made, losses, step=0, carried=None):
+def all_but(*absent):
+    return {name: jnp.bool_(name not in absent) for name in NAMES}
+
+
+def at(made, losses, step=0, carried=None, present=None):
     losses = {name: jnp.float32(loss) for name, loss in losses.items()}
     carried = made.init() if carried is None else carried
-    return floats(made.weights(carried, losses, jnp.int32(step)))
+    return floats(made.weights(carried, losses, present or all_but(), jnp.int32(step)))
+
+
+def updated(made, carried, losses, grads=None, step=0, present=None):
+    losses = {name: jnp.float32(loss) for name, loss in losses.items()}
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
+        return made.update(carried, losses, present or all_but(), grads, jnp.int32(step))
 
 
 ##### Fixed and scheduled, SSAT #####
@@ -63,8 +73,8 @@ def test_a_scheduled_weight_goes_from_its_start_to_its_end(kind, quarter):
 def test_an_unknown_schedule_and_a_negative_weight_are_refused():
     with pytest.raises(UserError, match="weight_schedule of mae is 'steps'; known: constant"):
         weighting.schedule("mae", 1.0, "steps", 0.0, 10)
-    for start, end in ((-1.0, 0.0), (1.0, -0.5), (float("nan"), 0.0)):
-        with pytest.raises(UserError, match="weight of mae must be 0 or more"):
+    for start, end in ((-1.0, 0.0), (1.0, -0.5), (float("nan"), 0.0), (1.0, float("inf"))):
+        with pytest.raises(UserError, match="weight of mae must be a number of 0 or more"):
             weighting.schedule("mae", start, "linear", end, 10)
 
 
@@ -92,12 +102,37 @@ def test_a_loss_of_zero_leaves_the_geometric_mean_finite():
     assert all(np.isfinite(weight) for weight in found.values())
 
 
+def test_a_task_without_labels_is_left_out_of_the_geometric_mean():
+    losses = {"a": 0.0, "b": 4.0, "c": 1.0}
+    found = at(make("geometric"), losses, present=all_but("a"))
+    others = at(make("geometric", b=1.0, c=1.0), {"b": 4.0, "c": 1.0})
+    assert found == {"a": 0.0, **{n: pytest.approx(w, rel=1e-6) for n, w in others.items()}}
+    assert at(make("geometric"), losses, present=all_but(*NAMES)) == dict.fromkeys(NAMES, 0.0)
+
+
+def test_weights_that_all_start_at_zero_give_a_geometric_mean_of_nothing():
+    found = at(make("geometric", a=0.0, b=0.0, c=0.0), {"a": 1.0, "b": 2.0, "c": 3.0})
+    assert found == dict.fromkeys(NAMES, 0.0)
+
+
 ##### Uncertainty #####
+
+
+def test_a_task_without_labels_does_not_become_certain():
+    made = make("uncertainty")
+    losses = {"a": 1.0, "b": 1.0, "c": 1.0}
+    carried = updated(made, made.init(), losses)
+    before = floats(carried["log_variance"])
+    for step in range(1, 6):
+        row = losses | {"a": 0.0}
+        carried = updated(made, carried, row, step=step, present=all_but("a"))
+    after = floats(carried["log_variance"])
+    assert after["a"] == before["a"] and after["b"] > before["b"]
 
 
 def test_uncertainty_descends_kendalls_total():
     made = make("uncertainty", a=1.0, b=3.0)
-    losses = {"a": jnp.float32(2.0), "b": jnp.float32(0.1)}
+    losses = {"a": 2.0, "b": 0.1}
     carried = made.init()
     s, mean, square = np.zeros(2), np.zeros(2), np.zeros(2)
     base = np.array([1.0, 3.0])
@@ -107,8 +142,7 @@ def test_uncertainty_descends_kendalls_total():
         np.testing.assert_allclose(
             made.offset(carried, jnp.int32(0)), base @ s / 2, rtol=1e-4, atol=1e-7
         )
-        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
-            carried = made.update(carried, losses, None, jnp.int32(t))
+        carried = updated(made, carried, losses)
         slope = 0.5 - np.exp(-s) * [2.0, 0.1]  # of exp(−s) · loss + s / 2
         mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
         s = s - 0.05 * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
@@ -131,11 +165,39 @@ def test_dwa_follows_the_pace_of_the_last_two_epochs():
             pace = losses[2:4].mean(0) / losses[0:2].mean(0)
             wanted = 3 * np.exp(pace / 2) / np.exp(pace / 2).sum()
             np.testing.assert_allclose(found, wanted, rtol=1e-5)
-        row = dict(zip(NAMES, row.astype(np.float32), strict=True))
-        carried = made.update(carried, row, None, jnp.int32(step))
+        carried = updated(made, carried, dict(zip(NAMES, row, strict=True)), step=step)
+
+
+def test_dwa_takes_no_pace_from_batches_without_the_loss():
+    made = make("dwa", per_epoch=2)
+    carried = made.init()
+    # a is there in step 0 of the first epoch, never in the second, and always in the third.
+    for step, a in enumerate((4.0, None, None, None, 2.0, 2.0)):
+        present = all_but() if a else all_but("a")
+        row = {"a": a or 0.0, "b": 1.0, "c": 1.0}
+        assert at(made, {}, step, carried) == dict.fromkeys(NAMES, pytest.approx(1.0))
+        carried = updated(made, carried, row, step=step, present=present)
+    pace = np.array([0.5, 1.0, 1.0])
+    wanted = 3 * np.exp(pace / 2) / np.exp(pace / 2).sum()
+    np.testing.assert_allclose(list(at(made, {}, 6, carried).values()), wanted, rtol=1e-5)
 
 
 ##### GradNorm #####
+
+
+def test_gradnorm_takes_a_loss_as_first_seen_and_leaves_it_alone_where_it_is_absent():
+    made = make("gradnorm")
+    nothing, some = {"encoder": jnp.zeros(2)}, {"encoder": jnp.array([0.6, 0.8])}
+    grads = {"a": nothing, "b": some, "c": some}
+    carried = made.init()
+    for step in range(3):
+        row = {"a": 0.0, "b": 1.0, "c": 1.0}
+        carried = updated(made, carried, row, grads, step, all_but("a"))
+        # b and c go at one pace with one norm: nothing moves, whatever a does.
+        np.testing.assert_allclose(list(carried["weights"].values()), 1.0, rtol=1e-6)
+    carried = updated(made, carried, {"a": 5.0, "b": 1.0, "c": 1.0}, grads | {"a": some}, 3)
+    assert floats(carried["first"]) == {"a": 5.0, "b": 1.0, "c": 1.0}
+    np.testing.assert_allclose(list(carried["weights"].values()), 1.0, rtol=1e-6)
 
 
 def test_gradnorm_moves_weights_towards_even_norms():
@@ -144,14 +206,14 @@ def test_gradnorm_moves_weights_towards_even_norms():
         "a": {"encoder": jnp.array([3.0, 4.0]), "head": jnp.array([100.0])},
         "b": {"encoder": jnp.array([1.0, 0.0]), "head": jnp.array([0.0])},
     }
-    carried = made.update(made.init(), {"a": 2.0, "b": 1.0}, grads, jnp.int32(0))
+    carried = updated(made, made.init(), {"a": 2.0, "b": 1.0}, grads)
     # Step 0: equal pace, so both norms (5 and 1) shall be 3: w = 1 ∓ lr · norm, then Σ w = 2.
     w = np.array([1 - 0.05 * 5, 1 + 0.05 * 1])
     w = 2 * w / w.sum()
     np.testing.assert_allclose(list(carried["weights"].values()), w, rtol=1e-5)
     assert floats(carried["first"]) == {"a": 2.0, "b": 1.0}
     # Step 1: a has halved and b has not moved: b is behind and shall have the larger norm.
-    carried = made.update(carried, {"a": 1.0, "b": 1.0}, grads, jnp.int32(1))
+    carried = updated(made, carried, {"a": 1.0, "b": 1.0}, grads, 1)
     norms, pace = np.array([5.0, 1.0]), np.array([0.5, 1.0])
     target = (w * norms).mean() * (pace / pace.mean()) ** 1.5
     w = w - 0.05 * np.sign(w * norms - target) * norms
@@ -162,7 +224,7 @@ def test_gradnorm_moves_weights_towards_even_norms():
 def test_gradnorm_weights_stay_above_zero():
     made = make("gradnorm", a=1.0, b=1.0)
     grads = {"a": {"encoder": jnp.array([1e3])}, "b": {"encoder": jnp.array([1.0])}}
-    carried = made.update(made.init(), {"a": 1.0, "b": 1.0}, grads, jnp.int32(0))
+    carried = updated(made, made.init(), {"a": 1.0, "b": 1.0}, grads)
     assert 0 < float(carried["weights"]["a"]) < float(carried["weights"]["b"])
 
 

@@ -72,8 +72,8 @@ def train_batches(
       threads: that read and decode in each process; None: one for each core, 16 at most.
       workers: processes that read and decode instead; 0: threads of this process. The main module
         needs its `if __name__ == "__main__"`, because each worker imports it.
-      tolerate_corrupt: a record whose picture can't be decoded becomes zeros with `valid` False
-        (its labels stand) and one warning; else it is an error.
+      tolerate_corrupt: a record whose picture can't be decoded shows another one of its batch, with
+        `valid` False (its labels stand) and one warning; else it is an error.
 
     Raises:
       UserError: an unknown label, a batch that processes don't divide or that is larger than the
@@ -151,6 +151,10 @@ class TrainBatches(Iterator[Batch]):
         self._step += 1
         self._load.warn_of_corrupt(batch)
         return batch
+
+    def blank(self, rows: int) -> Batch:
+        """A batch of examples that are not valid, to know shapes and dtypes by; reads nothing."""
+        return self._load(np.full(rows, -1, np.int32))
 
     def get_state(self) -> dict[str, int]:
         """Returns the position, as JSON can hold it: the number of batches taken."""
@@ -275,6 +279,10 @@ class _Load:
         for row, index in enumerate(index_b.tolist()):
             if index >= 0:
                 self._fill(batch, row, index)
+        corrupt, whole = (index_b >= 0) & ~batch["valid"], batch["valid"]
+        if corrupt.any() and whole.any():
+            # Not zeros: they would shift the batch's statistics, which all examples share.
+            batch["image"][corrupt] = batch["image"][whole.argmax()]
         return batch
 
     def _fill(self, batch: Batch, row: int, index: int) -> None:

@@ -14,18 +14,21 @@ from hmtl_jax.models.vit import Blocks, sincos_positions
 from hmtl_jax.patches import unpatchify
 from hmtl_jax.pretext.view import View
 
+PIXEL = 16  # features of a pixel whose classes are predicted
+
 
 class TokenDecoder(nn.Module):
     """MAE's decoder: embeds the kept tokens, puts mask tokens in the gaps, predicts every patch.
 
-    outputs: (name, values a patch) pairs; returns {name: float32 [B, N, values]} in raster order.
+    outputs: (name, values a patch, numbers a value); returns {name: float32 [B, N, values ×
+    numbers]} in raster order.
     """
 
     dim: int
     depth: int
     heads: int
     grid: int
-    outputs: tuple[tuple[str, int], ...]
+    outputs: tuple[tuple[str, int, int], ...]
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -51,21 +54,32 @@ class TokenDecoder(nn.Module):
             x_bnd, train
         )
         x_bnd = LayerNorm(self.dtype, name="norm")(x_bnd)[:, 1:]
-        return {
-            name: Dense(size, self.dtype, name=f"predict_{name}")(x_bnd).astype(jnp.float32)
-            for name, size in self.outputs
-        }
+        return {name: predict(x_bnd, name, *rest, self.dtype) for name, *rest in self.outputs}
+
+
+def predict(x_bnd: jax.Array, name: str, values: int, numbers: int, dtype: Any) -> jax.Array:
+    """[B, N, D] → float32 [B, N, values × numbers]: a linear layer; to be called in a module.
+
+    Classes of pixels, hundreds of numbers a value, come from `PIXEL` features of each pixel by one
+    layer that all pixels share (ours). A single layer for all of them would outgrow the encoder.
+    """
+    if numbers <= PIXEL:
+        layer = Dense(values * numbers, dtype, name=f"predict_{name}")
+        return layer(x_bnd).astype(jnp.float32)
+    pixels = gelu(Dense(values * PIXEL, dtype, name=f"pixels_{name}")(x_bnd))
+    pixels = pixels.reshape(*x_bnd.shape[:2], values, PIXEL)
+    logits = Dense(numbers, dtype, name=f"predict_{name}")(pixels).astype(jnp.float32)
+    return logits.reshape(*x_bnd.shape[:2], values * numbers)
 
 
 class CellDecoder(nn.Module):
     """SimMIM's decoder (Xie 2022): one linear layer on each cell of the last feature map.
 
-    grid: the pretext's cells along a side, which the map must have. outputs: (name, values a cell)
-    pairs; returns {name: float32 [B, N, values]} in raster order.
+    grid: the pretext's cells along a side, which the map must have. outputs: as in TokenDecoder.
     """
 
     grid: int
-    outputs: tuple[tuple[str, int], ...]
+    outputs: tuple[tuple[str, int, int], ...]
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -78,10 +92,7 @@ class CellDecoder(nn.Module):
                 f"{self.grid} x {self.grid} cells; choose another data.image_size or model.encoder."
             )
         cells_bnd = stages["patches"].reshape(batch, height * width, dim)
-        return {
-            name: Dense(size, self.dtype, name=f"predict_{name}")(cells_bnd).astype(jnp.float32)
-            for name, size in self.outputs
-        }
+        return {name: predict(cells_bnd, name, *rest, self.dtype) for name, *rest in self.outputs}
 
 
 class TileHeads(nn.Module):

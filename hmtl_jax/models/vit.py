@@ -48,9 +48,11 @@ def sincos_positions(grid_h: int, grid_w: int, dim: int) -> np.ndarray:
 def grid_of(image_size: int, patch: int) -> int:
     """Patches along one side of a square image; raises UserError if they don't fit."""
     if image_size % patch:
+        fitting = [p for p in range(4, 33) if image_size % p == 0]
         raise UserError(
-            f"model.encoder: patch {patch} does not divide the image size {image_size}; "
-            f"choose a patch among {[p for p in range(4, 33) if image_size % p == 0]}."
+            f"model.encoder: patch {patch} does not divide the image size {image_size}; choose "
+            f"data.image_size {max(1, round(image_size / patch)) * patch}"
+            f"{f', or a patch among {fitting}' if fitting else ''}."
         )
     return image_size // patch
 

@@ -25,14 +25,14 @@ ASPECT = 2.0  # of a rectangle at most, either way
 class Inpaint:
     """The pretext's settings, and its view, target and loss.
 
-    holes: `centre`, one square; `rectangles`, at random places and of random shape; `tiles`,
-    random cells of a grid. share: of the image's area that is cut out; rectangles may overlap,
-    then it is less. rectangles: how many. tiles: cells along a side of the grid. perceptual:
-    weight of the perceptual loss beside L1; 0 for none. perceptual_encoder: the frozen network,
-    named as in model.encoder; "" for the moving average of the encoder. perceptual_weights: its
-    safetensors file in timm's naming, read once and then kept in the checkpoints. stages: the
-    features that are compared. decoder_dim, decoder_depth: channels and number of the decoder's
-    convolutions.
+    holes: `centre`, one square in the middle, where an aligned crop has the face; `rectangles`, at
+    random places and of random shape; `tiles`, random cells of a grid. share: of the image's area
+    that is cut out; rectangles may overlap, then it is less. rectangles: how many. tiles: cells
+    along a side of the grid. perceptual: weight of the perceptual loss beside L1; 0 for none.
+    perceptual_encoder: the frozen network, named as in model.encoder; "" for the moving average of
+    the encoder. perceptual_weights: its safetensors file in timm's naming, read once and then kept
+    in the checkpoints. stages: the features that are compared. decoder_dim, decoder_depth: channels
+    and number of the decoder's convolutions.
     """
 
     image_size: int
@@ -62,6 +62,11 @@ class Inpaint:
             )
         if self.perceptual < 0:
             raise UserError(f"pretexts.inpaint.perceptual is a weight, not {self.perceptual!r}.")
+        if self.decoder_dim < 1 or self.decoder_depth < 0:
+            raise UserError(
+                f"pretexts.inpaint.decoder_dim {self.decoder_dim} must be at least 1, and "
+                f"decoder_depth {self.decoder_depth} not negative."
+            )
         if bool(self.perceptual_encoder) != bool(self.perceptual_weights):
             raise UserError(
                 "pretexts.inpaint.perceptual_encoder and pretexts.inpaint.perceptual_weights name "

@@ -8,6 +8,7 @@ has a learnt mask token and an absolute error; here it is the mean colour and MA
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,11 @@ class Mae:
     share of the patches that are masked. input: what the view shows, `rgb` or a texture.
     targets: what is rebuilt: `rgb` and names of textures. target_weights: one a target (all 1
     where empty); L-SSAT publishes none. norm_patch: normalise each target patch to mean 0 and
-    variance 1 (off in SSAT). loss: `mse`, or `classes`: a texture's codes are classified pixel by
-    pixel (ours). decoder: `tokens` drops the masked patches, `cells` paints over them and predicts
-    by one linear layer; empty: `tokens` where the encoder can. The dim, depth and heads are of
-    `tokens`: SSAT's for Ti and S; for B, L and H it has 512, 8 and 16.
+    variance 1 (off in SSAT). loss: `mse`, or `classes`: the codes of textures that have some are
+    classified pixel by pixel (ours), and the other targets are rebuilt as with `mse`. decoder:
+    `tokens` drops the masked patches, `cells` paints over them and predicts from each cell alone;
+    empty: `tokens` where the encoder can. The dim, depth and heads are of `tokens`: SSAT's for Ti
+    and S; for B, L and H it has 512, 8 and 16.
     """
 
     patch: int
@@ -55,6 +57,7 @@ class Mae:
     def __post_init__(self):
         self._check_masks()
         self._check_targets()
+        self._check_decoder()
         # Textures know which images they fit, and what can be shown as an image.
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32)
         for name in self.targets:
@@ -73,6 +76,12 @@ class Mae:
             raise UserError(
                 f"pretexts.mae masks squares of {self.patch} pixels, which do not fit "
                 f"data.image_size {self.image_size}; choose a multiple of {self.patch}."
+            )
+        if self.num_patches == 1:
+            raise UserError(
+                f"pretexts.mae: one patch of {self.patch} pixels is the whole image, so nothing "
+                "can be masked; choose a larger data.image_size, or an encoder of finer patches, "
+                "such as one with '-small'."
             )
         if not 0.0 < self.mask_ratio < 1.0 or not 0 < self.num_kept < self.num_patches:
             raise UserError(
@@ -93,26 +102,38 @@ class Mae:
             raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
         if weights and len(weights) != len(targets):
             raise UserError("pretexts.mae.target_weights needs one weight for each target.")
-        if weights and (min(weights) < 0 or max(weights) == 0):
+        if weights and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
             raise UserError(
                 f"pretexts.mae.target_weights {weights} must not be negative nor all 0; give "
-                "at least one weight above 0."
+                "numbers, at least one of them above 0."
             )
         lookup(dict.fromkeys(LOSSES), self.loss, "pretexts.mae.loss")
-        if self.loss == "classes":
-            self._check_classes()
-
-    def _check_classes(self):
-        if self.norm_patch:
+        classified = [name for name in targets if self.classified(name)]
+        if self.loss == "classes" and not classified:
             raise UserError(
-                "pretexts.mae.norm_patch has no meaning for the loss 'classes'; switch it off."
+                "pretexts.mae.loss 'classes' needs a texture of discrete codes, and "
+                f"{targets[0]!r} is continuous; set the loss to 'mse' or choose a target such as "
+                "'lbp'."
             )
-        for name in self.targets:
-            if name == "rgb" or textures.TEXTURES[name].values is None:
-                raise UserError(
-                    f"pretexts.mae.loss 'classes' needs textures of discrete codes, and {name!r} "
-                    "is continuous; set the loss to 'mse' or choose a target such as 'lbp'."
-                )
+        if self.norm_patch and len(classified) == len(targets):
+            raise UserError(
+                "pretexts.mae.norm_patch has no meaning for targets that are classified; switch "
+                "it off."
+            )
+
+    def _check_decoder(self):
+        least = min(self.decoder_dim, self.decoder_depth, self.decoder_heads)
+        if self._drops and (least < 1 or self.decoder_dim % self.decoder_heads):
+            raise UserError(
+                f"pretexts.mae.decoder_dim {self.decoder_dim}, decoder_depth "
+                f"{self.decoder_depth} and decoder_heads {self.decoder_heads} must be at least 1, "
+                "and the heads must divide the dim."
+            )
+
+    def classified(self, name: str) -> bool:
+        """Whether the codes of a target are classified; else its values are rebuilt."""
+        discrete = name != "rgb" and textures.TEXTURES[name].values is not None
+        return discrete and self.loss == "classes"
 
     @property
     def grid(self) -> int:
@@ -128,7 +149,7 @@ class Mae:
 
     def decoder_spec(self) -> dict:
         """What models/decoders.py needs to build the decoder: its kind and its arguments."""
-        outputs = tuple((name, self.patch**2 * self.values_a_pixel(name)) for name in self.targets)
+        outputs = tuple((name, *self.numbers(name)) for name in self.targets)
         if not self._drops:
             return {"kind": "cells", "grid": self.grid, "outputs": outputs}
         return {
@@ -144,13 +165,12 @@ class Mae:
     def _drops(self) -> bool:
         return self.drops_tokens and self.decoder != "cells"
 
-    def values_a_pixel(self, name: str) -> int:
-        """How many numbers the decoder predicts for a pixel of this target."""
-        if name == "rgb":
-            return 3
-        texture = textures.TEXTURES[name]
-        num_codes = texture.num_codes if self.loss == "classes" else None
-        return texture.channels * (num_codes or 1)
+    def numbers(self, name: str) -> tuple[int, int]:
+        """How many values a patch of this target has, and how many numbers predict each."""
+        channels = 3 if name == "rgb" else textures.TEXTURES[name].channels
+        codes = textures.TEXTURES[name].num_codes if self.classified(name) else 1
+        assert codes is not None
+        return self.patch**2 * channels, codes
 
     def views(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[tuple[View, dict], ...]:
         """Masks each image on its own.
@@ -174,7 +194,7 @@ class Mae:
 
     def target_patches(self, name: str, images_bhwc: jax.Array) -> jax.Array:
         """The patches to rebuild: normalised pixels for `rgb`, else a texture scaled to [0, 1]."""
-        if self.loss == "classes":
+        if self.classified(name):
             return patchify(textures.classes(name, images_bhwc), self.patch)
         maps = normalise(images_bhwc) if name == "rgb" else textures.target(name, images_bhwc)
         patches_bnp = patchify(maps, self.patch)
@@ -195,7 +215,7 @@ class Mae:
         losses = {}
         for name, weight in zip(self.targets, weights, strict=True):
             predicted = output[name].astype(jnp.float32)
-            if self.loss == "classes":
+            if self.classified(name):
                 error = cross_entropy(predicted, target[name])
             else:
                 error = jnp.square(predicted - target[name])

@@ -44,7 +44,7 @@ class Puzzle:
         if not (self.permute or self.rotate):
             raise UserError(f"{key} changes nothing; set {key}.permute or {key}.rotate.")
         allowed = (2, 3, 4) if self.permute else (1, 2, 3, 4)
-        if self.tiles not in allowed:
+        if not isinstance(self.tiles, int) or self.tiles not in allowed:
             raise UserError(
                 f"{key}.tiles is {self.tiles!r}; it must be one of {', '.join(map(str, allowed))}."
             )

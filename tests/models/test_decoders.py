@@ -14,7 +14,7 @@ from hmtl_jax.pretext.view import View
 from tests import reference, tiny
 
 GRID, DIM, KEPT, HEADS = 3, 8, 4, 2
-OUTPUTS = (("rgb", 12), ("lbp", 4))
+OUTPUTS = (("rgb", 12, 1), ("lbp", 4, 3))
 SPEC = {
     "kind": "tokens", "dim": DIM, "depth": 1, "heads": HEADS, "grid": GRID, "outputs": OUTPUTS,
 }  # fmt: skip
@@ -47,8 +47,8 @@ def test_predictions_equal_the_reference(params):
     found = run(params, TOKENS, KEEP)
     slow = reference.decode(tiny.float64(params), TOKENS.astype(np.float64), KEEP, GRID, HEADS)
     assert set(found) == set(slow) == {"rgb", "lbp"}
-    for name, size in OUTPUTS:
-        assert found[name].shape == (2, GRID**2, size)
+    for name, values, numbers in OUTPUTS:
+        assert found[name].shape == (2, GRID**2, values * numbers)
         np.testing.assert_allclose(found[name], slow[name], atol=1e-5)
 
 
@@ -98,12 +98,41 @@ def test_the_cell_decoder_is_one_linear_layer_on_each_cell():
         decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
     )
     found = applied(decoder, params, stages, zeros_view(), train=True)
-    for name, size in OUTPUTS:
-        assert found[name].shape == (2, GRID**2, size) and found[name].dtype == jnp.float32
+    for name, values, numbers in OUTPUTS:
+        assert (
+            found[name].shape == (2, GRID**2, values * numbers) and found[name].dtype == jnp.float32
+        )
         layer = tiny.float64(params[f"predict_{name}"])
         for cell in range(GRID**2):
             slow = reference.dense(patches[:, cell // GRID, cell % GRID], layer)
             np.testing.assert_allclose(found[name][:, cell], slow, atol=1e-5)
+
+
+def test_classes_of_pixels_share_one_layer_over_features_of_each_pixel():
+    outputs = (("lbp", 4, 30),)
+    decoder = decoders.build({"kind": "cells", "grid": GRID, "outputs": outputs}, jnp.float32)
+    patches = np.random.default_rng(1).normal(size=(2, GRID, GRID, DIM)).astype(np.float32)
+    stages = {"patches": jnp.asarray(patches)}
+    params = tiny.random_like(
+        decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
+    )
+    found = applied(decoder, params, stages, zeros_view(), train=True)["lbp"]
+    slow = {name: tiny.float64(layer) for name, layer in params.items()}
+    for row in range(2):
+        for cell in range(GRID**2):
+            pixels = reference.dense(patches[row, cell // GRID, cell % GRID], slow["pixels_lbp"])
+            pixels = np.asarray(jax.nn.gelu(jnp.asarray(pixels), approximate=False)).reshape(4, 16)
+            wanted = [reference.dense(pixel, slow["predict_lbp"]) for pixel in pixels]
+            np.testing.assert_allclose(found[row, cell].reshape(4, 30), wanted, atol=1e-4)
+
+
+def test_classes_of_large_cells_stay_lighter_than_the_encoder():
+    outputs = (("lbp", 32**2, 256),)
+    decoder = decoders.build({"kind": "cells", "grid": 7, "outputs": outputs}, jnp.float32)
+    stages = {"patches": jnp.zeros((1, 7, 7, 2048))}
+    init = functools.partial(decoder.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), stages, View(jnp.zeros((1, 224, 224, 3))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 40e6  # one layer has 537 million
 
 
 def test_cells_and_masks_must_be_as_many():

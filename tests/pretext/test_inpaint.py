@@ -197,6 +197,8 @@ def test_an_unknown_stage_lists_the_known(images_bhwc, predicted):
         ({"share": 1.0}, r"share is the area .* not 1\.0"),
         ({"rectangles": 0}, r"rectangles is 0; cut at least 1"),
         ({"tiles": 21}, r"tiles is 21; give from 2 to data\.image_size 20"),
+        ({"decoder_dim": 0}, r"decoder_dim 0 must be at least 1"),
+        ({"decoder_depth": -1}, r"decoder_depth -1 not negative"),
         ({"perceptual": -0.1}, r"perceptual is a weight, not -0\.1"),
         ({"stages": ()}, r"stages is \(\); give a tuple .* or set .*perceptual to 0"),
     ],

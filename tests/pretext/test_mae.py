@@ -34,7 +34,7 @@ def only(pairs) -> Any:
 
 def random_outputs(mae, seed=1):
     rng = np.random.default_rng(seed)
-    sizes = dict(mae.decoder_spec()["outputs"])
+    sizes = {name: values * n for name, values, n in mae.decoder_spec()["outputs"]}
     return {
         name: jnp.asarray(rng.normal(size=(BATCH, mae.num_patches, size)), jnp.float32)
         for name, size in sizes.items()
@@ -85,7 +85,7 @@ def test_texture_targets_are_code_maps_in_the_unit_interval(images_bhwc):
     for name in ("lbp", "ldp"):
         maps = textures.target(name, images_bhwc)
         np.testing.assert_array_equal(target[name], reference.patches(maps, PATCH))
-    sizes = dict(mae.decoder_spec()["outputs"])
+    sizes = {name: values * n for name, values, n in mae.decoder_spec()["outputs"]}
     assert sizes == {"rgb": 48, "lbp": 16, "ldp": 16}
     assert {name: target[name].shape[-1] for name in sizes} == sizes
 
@@ -180,7 +180,7 @@ def test_encoders_that_read_every_patch_see_the_masked_ones_painted(images_bhwc)
     # What is masked, and what is rebuilt, is as for an encoder that drops tokens.
     _, other = only(Mae(PATCH, SIZE, targets=("rgb", "lbp")).views(keys(), images_bhwc))
     jax.tree.map(np.testing.assert_array_equal, target, other)
-    outputs = (("rgb", 48), ("lbp", 16))
+    outputs = (("rgb", 48, 1), ("lbp", 16, 1))
     assert mae.decoder_spec() == {"kind": "cells", "grid": 6, "outputs": outputs}
 
 
@@ -209,7 +209,7 @@ def test_a_texture_as_input_is_what_the_view_shows(images_bhwc, drops):
 
 def test_classes_are_told_apart_pixel_by_pixel(images_bhwc):
     mae = Mae(PATCH, SIZE, targets=("lbp_uniform", "ldp"), loss="classes", mask_ratio=0.9)
-    assert dict(mae.decoder_spec()["outputs"]) == {"lbp_uniform": 16 * 10, "ldp": 16 * 56}
+    assert mae.decoder_spec()["outputs"] == (("lbp_uniform", 16, 10), ("ldp", 16, 56))
     _, target = only(mae.views(keys(), images_bhwc))
     assert target["ldp"].dtype == jnp.int32 and target["ldp"].shape == (BATCH, 36, 16)
     outputs = random_outputs(mae)
@@ -228,9 +228,29 @@ def test_classes_are_told_apart_pixel_by_pixel(images_bhwc):
             np.testing.assert_allclose(losses[name][row], np.mean(patches), rtol=1e-5)
 
 
+def test_of_a_set_the_codes_are_classified_and_the_rest_is_rebuilt(images_bhwc):
+    both = Mae(PATCH, SIZE, targets=("rgb", "ldp"), loss="classes", norm_patch=True)
+    assert both.decoder_spec()["outputs"] == (("rgb", 48, 1), ("ldp", 16, 56))
+    _, target = only(both.views(keys(), images_bhwc))
+    outputs = random_outputs(both)
+    losses = both.losses(outputs, target, None)
+    alone = {
+        "rgb": Mae(PATCH, SIZE, targets=("rgb",), norm_patch=True),
+        "ldp": Mae(PATCH, SIZE, targets=("ldp",), loss="classes"),
+    }
+    for name, one in alone.items():
+        _, own = only(one.views(keys(), images_bhwc))
+        np.testing.assert_array_equal(target[name], own[name])
+        np.testing.assert_array_equal(losses[name], one.losses(outputs, own, None)[name])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"target_weights": (float("nan"),)}, r"target_weights \(nan,\) must not be negative"),
+        ({"decoder_dim": 20}, r"decoder_dim 20, .* decoder_heads 16 .* must divide the dim"),
+        ({"decoder_depth": 0}, r"decoder_depth 0 .* must be at least 1"),
+        ({"patch": SIZE}, r"one patch of 24 pixels is the whole image"),
         ({"target_weights": (0.0,)}, r"target_weights \(0\.0,\) must not be negative nor all 0"),
         (
             {"targets": ("rgb", "lbp"), "target_weights": (1.0, -1.0)},

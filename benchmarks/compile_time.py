@@ -1,0 +1,118 @@
+"""How long the train step of every recipe takes to compile.
+
+    launch/local.sh --module benchmarks.compile_time --write
+    python -m benchmarks.compile_time --only affectnet_mae
+
+Each recipe in each form that its docstring shows, at its own sizes, on the devices at hand; nothing
+is run. Beside the wall time stands the processor's, which other work on the machine hardly changes.
+ViT-B is compiled with and without a scan over its blocks.
+"""
+
+import argparse
+import importlib
+import inspect
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import train_step
+from hmtl_jax import recipe, state, step
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+VIT_B = {"model.encoder": "B/16", "model.drop_path": 0.0}
+
+
+class Faces:
+    """Stands for any of the data sets: labels of every kind, and no pictures."""
+
+    labels = (
+        "age_group", "arousal", "attributes", "expression", "fake", "gender", "pose", "race",
+        "valence",
+    )  # fmt: skip
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        vectors = {"attributes": np.zeros(40, np.int32), "pose": np.zeros(3, np.float32)}
+        classes = {label: np.int32(0) for label in self.labels if self.class_names(label)}
+        numbers = {label: np.float32(0) for label in ("arousal", "valence")}
+        return numbers | classes | vectors | {"image": b"", "key": str(index)}
+
+    def class_names(self, label):
+        """The names of a label's classes or entries."""
+        if label == "fake":
+            return ("real", "fake")
+        names = {"attributes": tuple(f"a{i}" for i in range(40)), "pose": ("yaw", "pitch", "roll")}
+        return names.get(label, None if label in ("valence", "arousal") else tuple("abcdefgh"))
+
+
+def arguments_of(name: str, module) -> list[str]:
+    """What the recipe's docstring shows behind its colon, and nothing where it may stand alone."""
+    shown = set(re.findall(rf"configs/{name}\.py:([\w,]+)", module.__doc__))
+    parameters = inspect.signature(module.get_config).parameters.values()
+    alone = all(p.default is not inspect.Parameter.empty for p in parameters)
+    return sorted(shown | {""} if alone else shown)
+
+
+def recipes() -> Iterator[tuple[str, ConfigDict]]:
+    """Every recipe that trains, in every form, by NAME or NAME:ARGUMENT."""
+    for path in sorted(CONFIGS.glob("[a-z]*.py")):
+        module = importlib.import_module(f"configs.{path.stem}")
+        for argument in arguments_of(path.stem, module):
+            config = module.get_config(argument) if argument else module.get_config()
+            if config.job == "train":
+                yield f"{path.stem}{argument and ':' + argument}", config
+    for scan in (True, False):
+        config = importlib.import_module("configs.affectnet_mae_lbp").get_config()
+        with config.unlocked():
+            config.update_from_flattened_dict(VIT_B | {"model.scan": scan})
+        yield f"affectnet_mae_lbp, ViT-B/16{', scanned' if scan else ''}", config
+
+
+def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch with every label."""
+    rows, size = config.batch_size, config.data.decode_size or config.data.image_size
+    record = Faces()[0]
+    labels = {name: np.asarray(record[name]) for name in Faces.labels}
+    shapes = {name: ((rows, *x.shape), x.dtype) for name, x in labels.items()}
+    shapes |= {"image": ((rows, size, size, 3), np.uint8), "valid": ((rows,), bool)}
+    shapes["index"] = ((rows,), np.int32)
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def measure(config: ConfigDict) -> tuple[int, float, float]:
+    """Parameters in training, and wall and processor seconds to trace, lower and compile."""
+    program = recipe.build(config, Faces(), 25_000)
+    abstract = jax.eval_shape(lambda: state.create(program))
+    started, processor = time.perf_counter(), time.process_time()
+    recipe.jitted(step.train_step, program).lower(abstract, batch_of(config)).compile()
+    wall, processor = time.perf_counter() - started, time.process_time() - processor
+    return state.count(abstract.params), wall, processor
+
+
+def main() -> None:
+    """Prints the table, and adds it to RESULTS.md if told to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="recipes whose name holds this")
+    parser.add_argument("--write", action="store_true", help="add the table to RESULTS.md")
+    args = parser.parse_args()
+    lines = ["| recipe | million parameters | seconds | processor seconds |", "|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    for name, config in recipes():
+        if args.only in name:
+            params, wall, processor = measure(config)
+            jax.clear_caches()
+            lines.append(f"| {name} | {params / 1e6:.1f} | {wall:.0f} | {processor:.0f} |")
+            print(lines[-1], flush=True)
+    if args.write:
+        train_step.write("Compile time of every recipe's step", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
