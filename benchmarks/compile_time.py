@@ -9,8 +9,10 @@ ViT-B is compiled with and without a scan over its blocks.
 """
 
 import argparse
+import datetime
 import importlib
 import inspect
+import os
 import pathlib
 import re
 import time
@@ -79,11 +81,12 @@ def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch with every label."""
     rows, size = config.batch_size, config.data.decode_size or config.data.image_size
     record = Faces()[0]
-    labels = {name: np.asarray(record[name]) for name in Faces.labels}
-    shapes = {name: ((rows, *x.shape), x.dtype) for name, x in labels.items()}
-    shapes |= {"image": ((rows, size, size, 3), np.uint8), "valid": ((rows,), bool)}
-    shapes["index"] = ((rows,), np.int32)
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    example = {name: np.asarray(record[name]) for name in Faces.labels}
+    example |= {"image": np.zeros((size, size, 3), np.uint8)}
+    example |= {"valid": np.bool_(True), "index": np.int32(0)}
+    return {
+        name: jax.ShapeDtypeStruct((rows, *np.shape(x)), x.dtype) for name, x in example.items()
+    }
 
 
 def measure(config: ConfigDict) -> tuple[int, float, float]:
@@ -98,7 +101,7 @@ def measure(config: ConfigDict) -> tuple[int, float, float]:
 
 def main() -> None:
     """Prints the table, and adds it to RESULTS.md if told to."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Compiles the train step of every recipe.")
     parser.add_argument("--only", default="", help="recipes whose name holds this")
     parser.add_argument("--write", action="store_true", help="add the table to RESULTS.md")
     args = parser.parse_args()
@@ -111,7 +114,11 @@ def main() -> None:
             lines.append(f"| {name} | {params / 1e6:.1f} | {wall:.0f} | {processor:.0f} |")
             print(lines[-1], flush=True)
     if args.write:
-        train_step.write("Compile time of every recipe's step", "\n".join(lines))
+        date = datetime.date.today()
+        about = f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+        text = f"\n## {date}: compile time of every recipe's step\n\n{about}\n\n"
+        with train_step.RESULTS.open("a") as file:
+            file.write(text + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,11 @@ def main(argv: list[str]) -> None:
 
 def workdir_beside(config: Any) -> str:
     """Where a probe leaves its report without a workdir: in the run that it probes."""
-    if config.job == "probe" and pathlib.Path(config.init_from or "-").is_dir():
-        return f"{config.init_from}/probe"
+    probed = pathlib.Path(config.init_from or "-")
+    if config.job == "probe" and probed.is_dir():
+        # Not in a checkpoint's own folder, which goes when it is pruned.
+        run = probed.parents[1] if probed.parent.name == "checkpoints" else probed
+        return str(run / "probe")
     raise UserError("--workdir is missing; it names the folder where the run leaves its files.")
 
 

@@ -18,6 +18,7 @@ from hmtl_jax import cluster, errors, evaluate, initial, recipe, sharding, state
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics.classification import classification_metrics
+from hmtl_jax.metrics.multilabel import multilabel_metrics
 from hmtl_jax.metrics.regression import regression_metrics
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -93,12 +94,18 @@ def _labels_of(kept: Mapping[str, Any]) -> list[str]:
 
 
 def check_labels(labels: Sequence[str], source: Any) -> None:
-    """Raises UserError unless each label is in the data set, and there is one at all."""
+    """Raises UserError unless each label is in the data set and can be probed, and there is one."""
     if not labels or set(labels) - set(source.labels):
         raise errors.UserError(
             f"probe.label {', '.join(labels)!r} is not in the data set; it has "
             f"{', '.join(sorted(source.labels))}."
         )
+    for label in labels:
+        value = np.asarray(source[0][label])
+        if value.dtype.kind != "f" and not source.class_names(label):
+            raise errors.UserError(
+                f"probe.label {label!r} is neither a class nor a number; probe one that is."
+            )
 
 
 def encoded(
@@ -120,7 +127,8 @@ def encoded(
         classes = known[labels[0]]
         if classes.ndim > 1 or classes.dtype.kind == "f":
             classes = np.zeros(len(classes), int)
-        rows = subset_indices(classes, config.data.subset, 0)  # the draw of training
+        # The draw of a run that trains on the same share of this label.
+        rows = subset_indices(classes, config.data.subset, 0)
         found, known = found[rows], {name: values[rows] for name, values in known.items()}
     return found, known
 
@@ -129,27 +137,26 @@ def report(
     config: ConfigDict,
     label: str,
     splits: Mapping[str, Mapping[str, Any]],
-    class_names: Sequence[str] | None,
+    names: Sequence[str] | None,
     folder: pathlib.Path,
 ) -> None:
     """Probes one label with both encoders, writes probe-LABEL.json, and says the result."""
     found: dict[str, Any] = {"label": label, "init_from": config.init_from}
+    names = names or (label,)
     for encoder, of in splits.items():
         train, validation, test = (
             (of[part][0], of[part][1][label]) for part in ("train", "validation", "test")
         )
         if train[1].dtype.kind == "f":
             parts = (_in_columns(*split) for split in (train, validation, test))
-            found[encoder] = {"linear": ridge(*parts, names=class_names or (label,))}
-        elif train[1].ndim == 1 and class_names:
-            found[encoder] = {
-                "linear": linear_probe(train, validation, test, class_names),
-                "neighbours": knn(train, test, class_names, config.probe.neighbours),
-            }
+            found[encoder] = {"linear": ridge(*parts, names=names)}
+        elif train[1].ndim > 1:
+            found[encoder] = {"linear": linear_attributes(train, validation, test, names)}
         else:
-            raise errors.UserError(
-                f"probe.label {label!r} is neither a class nor a number; probe one that is."
-            )
+            found[encoder] = {
+                "linear": linear_probe(train, validation, test, names),
+                "neighbours": knn(train, test, names, config.probe.neighbours),
+            }
         found[encoder]["train_examples"] = len(train[1])
     path = folder / f"probe-{label}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
@@ -200,15 +207,38 @@ def linear_probe(
     fitted, held_out, tested = (_labelled(*split) for split in (train, validation, test))
     if len(np.unique(fitted[1])) < 2:
         raise errors.UserError("A linear probe needs training labels of at least two classes.")
-    scores = {
-        c: float(np.mean(_logistic(fitted, c).predict(held_out[0]) == held_out[1])) for c in CS
-    }
-    best = max(CS, key=lambda c: (scores[c], -c))
-    model = _logistic(_joined(fitted, held_out), best)
+    model, best, score = _chosen_logistic(fitted, held_out)
     probabilities = np.zeros((len(tested[1]), len(class_names)))
     probabilities[:, model.classes_] = model.predict_proba(tested[0])
     found = classification_metrics(probabilities, tested[1], class_names)
-    return found | {"setting": {"C": best, "validation_accuracy": scores[best]}}
+    return found | {"setting": {"C": best, "validation_accuracy": score}}
+
+
+def linear_attributes(
+    train: Split, validation: Split, test: Split, names: Sequence[str]
+) -> dict[str, Any]:
+    """Metrics on test of a logistic regression of each attribute, as `linear_probe` fits it.
+
+    Args:
+      train, validation, test: labels int [N, K] of 0 and 1, -1 where missing.
+      names: of the K attributes.
+
+    Returns:
+      what `multilabel_metrics` says, and `setting`: name -> C. An attribute of which training has
+      one value alone is predicted to have it.
+
+    Features that are not finite, and an attribute that a split has no label of, raise UserError.
+    """
+    probabilities, setting = np.zeros(test[1].shape), {}
+    for column, name in enumerate(names):
+        fitted, held_out = (_labelled(x, labels[:, column]) for x, labels in (train, validation))
+        values = np.unique(fitted[1])
+        if len(values) < 2:
+            probabilities[:, column] = values[0]
+            continue
+        model, setting[name], _ = _chosen_logistic(fitted, held_out)
+        probabilities[:, column] = model.predict_proba(_finite(test[0]))[:, 1]
+    return multilabel_metrics(probabilities, test[1], names) | {"setting": setting}
 
 
 def knn(train: Split, test: Split, class_names: Sequence[str], k: int = 20) -> dict[str, Any]:
@@ -287,6 +317,15 @@ def _joined(one: Split, other: Split) -> Split:
 def _unit(features_nd):
     length = np.linalg.norm(features_nd, axis=1, keepdims=True)
     return features_nd / np.maximum(length, np.finfo(np.float64).tiny)
+
+
+def _chosen_logistic(fitted: Split, held_out: Split) -> tuple[Any, float, float]:
+    """The regression of both splits, with the C of CS most accurate on the second; C, accuracy."""
+    scores = {
+        c: float(np.mean(_logistic(fitted, c).predict(held_out[0]) == held_out[1])) for c in CS
+    }
+    best = max(CS, key=lambda c: (scores[c], -c))
+    return _logistic(_joined(fitted, held_out), best), best, scores[best]
 
 
 def _logistic(split: Split, c: float) -> Any:

@@ -255,6 +255,12 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
                 f"tasks.{name}.label {read[0]!r} has {len(source.class_names(read[0]))} classes, "
                 "not two; make it a classification task."
             )
+        turned = config.augment.randaugment[0] and config.augment.randaugment_geometric
+        if part.kind == "pose" and turned:
+            raise UserError(
+                f"tasks.{name}: RandAugment turns and shears pictures, which falsifies a pose; set "
+                "augment.randaugment_geometric to False."
+            )
         if settings.get("objective") == "ccc" and config.optim.accumulate > 1:
             raise UserError(
                 f"tasks.{name}.objective 'ccc' is taken over the whole batch; set "

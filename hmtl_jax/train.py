@@ -307,7 +307,9 @@ def export(run: Run) -> None:
     if cluster.lead():
         name, size = run.config.model.encoder, run.config.data.image_size
         pretrained.save(path, name, jax.device_get(gathered), image_size=size)
-    say(f"the {run.config.model.encoder} of step {chosen} ({why}) is in {path}, in timm's naming")
+    name = run.config.model.encoder
+    beside = ", but timm has no stem for small images" if name.endswith("-small") else ""
+    say(f"the {name} of step {chosen} ({why}) is in {path}, in timm's naming{beside}")
 
 
 def report(run: Run) -> None:

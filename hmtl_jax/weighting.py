@@ -122,8 +122,9 @@ class Uncertainty(Fixed):
             n: jnp.where(present[n], 0.5 - jnp.exp(-s[n]) * losses[n], jnp.zeros(())) for n in s
         }
         updates, adam = optax.adam(self.lr).update(slope, carried["adam"], s)
-        updates = {n: jnp.where(present[n], updates[n], jnp.zeros(())) for n in s}
-        return {"log_variance": optax.apply_updates(s, updates), "adam": adam}
+        moved: Any = optax.apply_updates(s, updates)
+        s = {n: jnp.where(present[n], moved[n], s[n]) for n in s}
+        return {"log_variance": s, "adam": adam}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,13 +73,21 @@ def test_a_probe_reads_numbers_by_ridge_on_part_of_the_labels(finished, tmp_path
     assert set(found["trained"]["linear"]["per_label"]) == {"yaw", "pitch", "roll"}
 
 
+def test_a_probe_reads_every_attribute(finished, tmp_path):
+    changes = {"init_from": str(finished), "probe.label": "attributes"}
+    printed = runs.run(probe_of(**changes), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-attributes.json").read_text())
+    assert found["trained"]["linear"]["n"] == runs.SIZES["test"]
+    assert len(found["trained"]["linear"]["per_attribute"]) > 1
+    assert any("attributes, linear: test accuracy" in line for line in printed)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"init_from": ""}, "needs init_from"),
         ({"init_from": "nowhere"}, "init_from: nowhere is neither a workdir nor a checkpoint"),
         ({"probe.label": "hat"}, "probe.label 'hat' is not in the data set; it has age, arousal"),
-        ({"probe.label": "attributes"}, "'attributes' is neither a class nor a number"),
         ({"batch_size": 12}, "batch_size 12 does not divide"),
     ],
 )
@@ -102,7 +110,7 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
 
         mesh = sharding.make_mesh(**config.mesh)
         recipe.check(config)
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
             run = train.Run(config, folder, mesh)
             current, _, _ = train.begin(run)
             run.close()

@@ -78,6 +78,10 @@ def test_only_a_probe_has_a_workdir_of_its_own(tmp_path):
     config = linear_probe.get_config()
     config.init_from = str(tmp_path)
     assert main.workdir_beside(config) == f"{tmp_path}/probe"
+    # Not in the checkpoint's own folder, which goes when it is pruned.
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    config.init_from = str(tmp_path / "checkpoints" / "7")
+    assert main.workdir_beside(config) == f"{tmp_path}/probe"
     for other in (runs.config("data"), linear_probe.get_config()):
         with pytest.raises(UserError, match="--workdir is missing"):
             main.workdir_beside(other)

@@ -104,6 +104,23 @@ def test_the_same_arrays_give_the_same_metrics():
     assert probe.knn(*splits()[1:], NAMES) == probe.knn(*splits()[1:], NAMES)
 
 
+def test_attributes_are_found_one_by_one():
+    rng = np.random.default_rng(5)
+
+    def split(n):
+        features = rng.normal(size=(n, 6)).astype(np.float32)
+        labels = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.zeros(n)], axis=1)
+        labels = labels.astype(np.int32)
+        labels[::7, 0] = -1
+        return features, labels
+
+    found = probe.linear_attributes(split(300), split(100), split(200), ("a", "b", "never"))
+    assert found["per_attribute"]["a"]["accuracy"] > 0.93
+    assert found["per_attribute"]["b"]["accuracy"] > 0.93
+    assert found["per_attribute"]["never"]["accuracy"] == 1.0
+    assert set(found["setting"]) == {"a", "b"}
+
+
 def test_features_are_in_the_order_of_the_split_without_padding():
     mesh = sharding.make_mesh(2, 1, jax.devices()[:2])
 

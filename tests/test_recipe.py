@@ -429,6 +429,16 @@ def test_angles_are_not_mixed():
         recipe.make_tasks(config, Labelled())
 
 
+def test_a_pose_is_not_turned_by_augmentation():
+    config = tiny.config(8)
+    config.tasks = {"pose": recipe.task("pose", labels=("pose",))}
+    config.augment.randaugment = (2, 9)
+    with pytest.raises(UserError, match=r"tasks\.pose: RandAugment turns .* to False"):
+        recipe.make_tasks(config, Labelled())
+    config.augment.randaugment_geometric = False
+    recipe.make_tasks(config, Labelled())
+
+
 def test_a_perceptual_loss_needs_the_moving_average():
     config = tiny.config(8)
     config.pretexts = {"inpaint": recipe.pretext_task("inpaint")}

@@ -54,7 +54,7 @@ class TokenDecoder(nn.Module):
             x_bnd, train
         )
         x_bnd = LayerNorm(self.dtype, name="norm")(x_bnd)[:, 1:]
-        return {name: predict(x_bnd, name, *rest, self.dtype) for name, *rest in self.outputs}
+        return {output[0]: predict(x_bnd, *output, self.dtype) for output in self.outputs}
 
 
 def predict(x_bnd: jax.Array, name: str, values: int, numbers: int, dtype: Any) -> jax.Array:
@@ -92,7 +92,7 @@ class CellDecoder(nn.Module):
                 f"{self.grid} x {self.grid} cells; choose another data.image_size or model.encoder."
             )
         cells_bnd = stages["patches"].reshape(batch, height * width, dim)
-        return {name: predict(cells_bnd, name, *rest, self.dtype) for name, *rest in self.outputs}
+        return {output[0]: predict(cells_bnd, *output, self.dtype) for output in self.outputs}
 
 
 class TileHeads(nn.Module):

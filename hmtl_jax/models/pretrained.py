@@ -153,22 +153,32 @@ def load(path: Any, name: str, abstract: Mapping[str, Any]) -> tuple[dict[str, A
     another grid are interpolated as by timm's `resample_abs_pos_embed`: PyTorch's bicubic with
     antialias, that is Keys' kernel with a = -0.5, widened when it shrinks, over half-pixel centres
     and renormalised at the borders. Raises UserError that lists missing, extra and misshaped
-    tensors, or if the file holds learned positions and the encoder has fixed ones.
+    tensors and those with NaN or infinity, or if the file holds learned positions and the encoder
+    has fixed ones.
     """
     ours = _unstacked({key: _hollow(leaf.shape) for key, leaf in _flat(abstract).items()})
     theirs, table = _read(path), _table(name, POSITIONS in ours)
-    if "/" in name and "pos_embed" in theirs:
-        _fit_positions(path, theirs, ours)
+    positions = theirs.get("pos_embed") if "/" in name else None
+    if positions is not None and POSITIONS in ours:
+        theirs["pos_embed"] = _on_grid(positions, ours)
+    elif positions is not None:
+        del theirs["pos_embed"]
     left = sorted(key for key in theirs if key.startswith(LEFT))
     faults = {
         "missing": [key for key in table if key not in theirs],
         "extra": sorted(theirs.keys() - table.keys() - set(left)),
         "misshaped": _misshaped(theirs, ours, table),
+        "not finite": [k for k in table if k in theirs and not np.isfinite(theirs[k]).all()],
     }
     if any(faults.values()):
         raise UserError(
             f"{path} does not fit model.encoder {name!r}: {_listed(faults)}; "
             "choose the encoder that the file was made for."
+        )
+    if positions is not None and POSITIONS not in ours and not _is_fixed(positions):
+        raise UserError(
+            f"{path} holds positions other than the fixed ones in pos_embed; "
+            'set model.positions="learned" to use them.'
         )
     found = {to: layout.inwards(theirs[key]) for key, (to, layout) in table.items()}
     return _nested(_restacked(found, _flat(abstract))), left
@@ -211,33 +221,27 @@ def resampled(positions_1nd: np.ndarray, grid: int) -> np.ndarray:
     return np.concatenate([positions_1nd[:, :1], np.asarray(resized).reshape(1, -1, dim)], axis=1)
 
 
-def _is_table(positions: np.ndarray, dim: int) -> bool:
-    """Whether it is [1, 1 + n², dim]."""
-    if positions.ndim != 3 or positions.shape[::2] != (1, dim):
+def _is_table(positions: np.ndarray) -> bool:
+    """Whether it is [1, 1 + n², D]."""
+    if positions.ndim != 3 or positions.shape[0] != 1:
         return False
     patches = positions.shape[1] - 1
     return patches > 0 and math.isqrt(patches) ** 2 == patches
 
 
-def _fit_positions(path: Any, theirs: dict[str, np.ndarray], ours: Mapping[str, Any]) -> None:
-    """Brings `pos_embed` to our grid, or takes it out if our positions are fixed and it is too.
+def _on_grid(positions: np.ndarray, ours: Mapping[str, Any]) -> np.ndarray:
+    """`pos_embed` on our grid; what has no square one is left for the list of misshaped tensors."""
+    fits = _is_table(positions) and positions.shape[2] == ours[POSITIONS].shape[1]
+    return resampled(positions, math.isqrt(len(ours[POSITIONS]) - 1)) if fits else positions
 
-    What has no square grid is left for the list of misshaped tensors.
-    """
-    positions, dim = theirs["pos_embed"], ours["params/cls"].shape[-1]
-    square = _is_table(positions, dim)
-    if POSITIONS in ours:
-        if square:
-            theirs["pos_embed"] = resampled(positions, math.isqrt(len(ours[POSITIONS]) - 1))
-        return
+
+def _is_fixed(positions: np.ndarray) -> bool:
+    """Whether they are the sine and cosine of their grid."""
+    if not _is_table(positions):
+        return False
+    fixed = fixed_positions(math.isqrt(positions.shape[1] - 1), positions.shape[2])
     # A hundredth is more than rounding to bf16 takes them apart.
-    grid = math.isqrt(positions.shape[1] - 1) if square else 0
-    if not square or np.abs(positions - fixed_positions(grid, dim)).max() > 0.01:
-        raise UserError(
-            f"{path} holds positions other than the fixed ones in pos_embed; "
-            'set model.positions="learned" to use them.'
-        )
-    del theirs["pos_embed"]
+    return bool(np.abs(positions - fixed).max() <= 0.01)
 
 
 def _misshaped(

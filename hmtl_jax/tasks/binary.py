@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmtl_jax.metrics.ranking import binary_metrics
+from hmtl_jax.tasks.columns import check_smoothing, check_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Binary:
 
     mixes = True
     num_outputs = 1
+
+    def __post_init__(self):
+        check_weights("positive_weight", (self.positive_weight,))
+        check_smoothing(self.label_smoothing)
 
     @property
     def labels(self) -> tuple[str, ...]:

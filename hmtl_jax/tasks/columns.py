@@ -1,5 +1,6 @@
-"""Labels side by side: scalar labels and vectors of labels as the columns of one array."""
+"""What tasks share: labels side by side as the columns of one array, and checks of settings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,3 +25,18 @@ def check_labels(kind: str, labels: Any) -> None:
             f"The {kind} task's labels must be a tuple of label names, such as ('valence',), not "
             f"{labels!r}."
         )
+
+
+def check_weights(name: str, weights: Sequence[float]) -> None:
+    """Raises UserError unless weights of classes or attributes are 0 or more, and not all 0."""
+    if weights and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+        raise errors.UserError(
+            f"{name} {tuple(weights)} must not be negative nor all 0; give numbers, at least one "
+            "of them above 0."
+        )
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raises UserError unless it is a share."""
+    if not 0.0 <= label_smoothing < 1.0:
+        raise errors.UserError(f"label_smoothing is a share in [0, 1), not {label_smoothing}.")

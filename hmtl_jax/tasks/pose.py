@@ -6,6 +6,7 @@ matrix of 3DDFA, which made 300W-LP. Geodesic distances are the same for both.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -44,6 +45,8 @@ class Pose:
     def __post_init__(self):
         check_labels("pose", self.labels)
         errors.lookup(_HEADS, self.representation, "representation of the pose task:")
+        if not 0 <= self.alpha < math.inf:
+            raise errors.UserError(f"The pose task's alpha is a weight, not {self.alpha}.")
         if self.names and tuple(self.names) != ANGLES:
             raise errors.UserError(
                 f"The pose task's labels hold {', '.join(self.names)}; name those that hold yaw, "

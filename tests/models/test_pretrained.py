@@ -236,6 +236,21 @@ def test_a_file_that_does_not_fit_is_told_in_one_sentence(saved):
     )
 
 
+def test_fixed_positions_of_another_width_do_not_hide_the_list(saved):
+    path, *_ = saved(VIT)
+    rewritten(path, lambda tensors: tensors.pop("norm.bias"))
+    name = "32x3x2/4"
+    with pytest.raises(UserError, match=r"missing norm\.bias; misshaped cls_token \(1, 1, 16\)"):
+        pretrained.load(path, name, abstract_of(make(name), 16))
+
+
+def test_numbers_that_are_not_finite_are_refused(saved):
+    path, _, abstract, _ = saved(VIT)
+    rewritten(path, lambda tensors: tensors.update({"norm.bias": np.full(16, np.nan, np.float32)}))
+    with pytest.raises(UserError, match=r"not finite norm\.bias; choose"):
+        pretrained.load(path, VIT, abstract)
+
+
 def test_a_long_list_is_cut(saved):
     path, *_ = saved(VIT)
     name = "16x9x2/4"

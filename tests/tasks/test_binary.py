@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
+from hmtl_jax import errors
 from hmtl_jax.tasks.binary import Binary
 
 LABELS = np.array([1, 0, 1, 0, -1], np.int32)
@@ -52,3 +53,15 @@ def test_a_mirror_changes_nothing_and_metrics_leave_out_the_unlabelled():
     np.testing.assert_array_equal(task.flip(target, jnp.ones(5, bool)), target)
     found = task.metrics(np.asarray(task.predict(jnp.asarray(LOGITS))), {"fake": LABELS})
     assert found["n"] == 4 and found["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"positive_weight": 0.0}, r"positive_weight \(0.0,\) must not be negative nor all 0"),
+        ({"label_smoothing": -1.0}, r"label_smoothing is a share in \[0, 1\), not -1.0"),
+    ],
+)
+def test_unusable_settings_are_named(settings, words):
+    with pytest.raises(errors.UserError, match=words):
+        Binary("fake", **settings)

@@ -150,6 +150,9 @@ def test_logit_adjustment_is_the_papers():
         ({"logit_adjustment": 1.0}, "share of each of the 4 classes"),
         ({"logit_adjustment": 1.0, "priors": (0.5, 0.5, 0.0, 0.0)}, "above 0"),
         ({"focal": -1.0}, "focal is -1.0"),
+        ({"class_weights": (0.0,) * 4}, r"class_weights .* must not be negative nor all 0"),
+        ({"class_weights": (1.0, 1.0, 1.0, -1.0)}, r"class_weights .* must not be negative"),
+        ({"label_smoothing": 1.5}, r"label_smoothing is a share in \[0, 1\), not 1.5"),
     ],
 )
 def test_unusable_settings_are_named(settings, words):

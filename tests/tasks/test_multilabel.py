@@ -105,6 +105,9 @@ def test_metrics_leave_out_missing_entries():
     ("settings", "words"),
     [
         ({"positive_weights": (1.0,)}, "4 attributes and 1 positive_weights"),
+        ({"positive_weights": (0.0,) * 4}, r"positive_weights .* must not be negative nor all 0"),
+        ({"swaps": (("left_earring", "young"), ("young", "right_earring"))}, "each name once"),
+        ({"swaps": (("young",),)}, "must be pairs of names"),
         ({"swaps": (("left_earing", "right_earring"),)}, "Did you mean 'left_earring'"),
     ],
 )
