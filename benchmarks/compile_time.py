@@ -1,14 +1,16 @@
-"""How long the train step of every recipe takes to compile.
+"""How long the train step of every recipe takes to compile, and whether it runs.
 
     launch/local.sh --module benchmarks.compile_time --write
     python -m benchmarks.compile_time --only affectnet_mae
 
-Each recipe in each form that its docstring shows, at its own sizes, on the devices at hand; nothing
-is run. Beside the wall time stands the processor's, which other work on the machine hardly changes.
-ViT-B is compiled with and without a scan over its blocks.
+Each recipe in each form that its docstring shows, at its own encoder and image size, on the devices
+at hand; then one step on a batch of noise, of which every loss and the gradient must be finite.
+Beside the wall time stands the processor's, which other work on the machine hardly changes. ViT-B
+is compiled with and without a scan over its blocks.
 """
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import inspect
@@ -77,25 +79,46 @@ def recipes() -> Iterator[tuple[str, ConfigDict]]:
         yield f"affectnet_mae_lbp, ViT-B/16{', scanned' if scan else ''}", config
 
 
-def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch with every label."""
-    rows, size = config.batch_size, config.data.decode_size or config.data.image_size
-    record = Faces()[0]
-    example = {name: np.asarray(record[name]) for name in Faces.labels}
-    example |= {"image": np.zeros((size, size, 3), np.uint8)}
-    example |= {"valid": np.bool_(True), "index": np.int32(0)}
-    return {
-        name: jax.ShapeDtypeStruct((rows, *np.shape(x)), x.dtype) for name, x in example.items()
+def batch_of(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
+    """A batch of noise with every label."""
+    size, rng = config.data.decode_size or config.data.image_size, np.random.default_rng(0)
+    batch = {name: np.stack([value] * rows) for name, value in Faces()[0].items() if name != "key"}
+    return batch | {
+        "image": rng.integers(0, 256, (rows, size, size, 3)).astype(np.uint8),
+        "valid": np.ones(rows, bool),
+        "index": np.arange(rows, dtype=np.int32),
     }
 
 
-def measure(config: ConfigDict) -> tuple[int, float, float]:
+def noise(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Small random weights, and ones where a scale or a variance is asked for."""
+    if not np.issubdtype(leaf.dtype, np.floating):
+        return np.zeros(leaf.shape, leaf.dtype)
+    ones = path[-1].key in ("scale", "var") if hasattr(path[-1], "key") else False
+    random = np.random.default_rng(leaf.size).standard_normal(leaf.shape, np.float32)
+    return (float(ones) + 0.02 * random * (not ones)).astype(leaf.dtype)
+
+
+def measure(config: ConfigDict, rows: int) -> tuple[int, float, float]:
     """Parameters in training, and wall and processor seconds to trace, lower and compile."""
     program = recipe.build(config, Faces(), 25_000)
     abstract = jax.eval_shape(lambda: state.create(program))
+    batch = batch_of(config, rows)
+    jitted = recipe.jitted(step.train_step, program)
     started, processor = time.perf_counter(), time.process_time()
-    recipe.jitted(step.train_step, program).lower(abstract, batch_of(config)).compile()
+    compiled = jitted.lower(abstract, batch).compile()
     wall, processor = time.perf_counter() - started, time.process_time() - processor
+    current = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    params = jax.tree_util.tree_map_with_path(noise, abstract.params)
+    statistics = jax.tree_util.tree_map_with_path(noise, abstract.batch_stats)
+    current = dataclasses.replace(current, params=params, batch_stats=statistics)
+    if abstract.ema:
+        ema = {"params": params, "batch_stats": statistics}
+        current = dataclasses.replace(current, ema=ema)
+    _, metrics = compiled(current, batch)
+    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        raise SystemExit(f"error: {', '.join(bad)} of the first step are not finite")
     return state.count(abstract.params), wall, processor
 
 
@@ -103,19 +126,23 @@ def main() -> None:
     """Prints the table, and adds it to RESULTS.md if told to."""
     parser = argparse.ArgumentParser(description="Compiles the train step of every recipe.")
     parser.add_argument("--only", default="", help="recipes whose name holds this")
+    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--write", action="store_true", help="add the table to RESULTS.md")
     args = parser.parse_args()
     lines = ["| recipe | million parameters | seconds | processor seconds |", "|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     for name, config in recipes():
         if args.only in name:
-            params, wall, processor = measure(config)
+            params, wall, processor = measure(config, args.batch_size)
             jax.clear_caches()
             lines.append(f"| {name} | {params / 1e6:.1f} | {wall:.0f} | {processor:.0f} |")
             print(lines[-1], flush=True)
     if args.write:
         date = datetime.date.today()
-        about = f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+        about = (
+            f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
+            f"batch of {args.batch_size}. Each step then ran, with finite losses."
+        )
         text = f"\n## {date}: compile time of every recipe's step\n\n{about}\n\n"
         with train_step.RESULTS.open("a") as file:
             file.write(text + "\n".join(lines) + "\n")
