@@ -4,6 +4,7 @@ The moments to kill are seen from outside, in the files and the output of the ru
 """
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -81,6 +82,26 @@ def test_killed_at_any_moment_it_ends_the_same(whole_run, tmp_path):
     assert command.finish() == 0, command.printed
     assert f"going on from step {runs.STEPS} of {runs.STEPS}" in command.printed
     assert_same_run(command, whole_run)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])
+def test_what_a_weighting_learns_goes_on_from_a_checkpoint(
+    tiny_data, compile_cache, tmp_path, name
+):
+    """Two steps an epoch: dwa's pace counts from the fifth step."""
+    config = runs.config(
+        tiny_data, batch_size=48, steps=6, epochs=0.0, checkpoint__every=3, checkpoint__keep=9,
+        weighting__name=name, weighting__lr=0.05, optim__warmup_epochs=0.0,
+    )  # fmt: skip
+    runs.run(config, tmp_path / "run")
+    whole = runs.arrays(tmp_path / "run", 6)
+    assert any(key.startswith("task_weights/") for key in whole)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    for later in (4, 5):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(later), ignore_errors=True)
+    printed = runs.run(config, tmp_path / "run")
+    assert "going on from step 3 of 6" in printed
+    runs.assert_same_arrays(runs.arrays(tmp_path / "run", 6), whole)
 
 
 def test_data_workers_change_nothing_nor_does_killing_them(whole_run, tmp_path):

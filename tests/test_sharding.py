@@ -120,6 +120,45 @@ def test_views_that_share_a_call_stay_on_their_devices():
     assert not re.search(r"all-gather|all-to-all|collective-permute|\[(80|160),", text)
 
 
+@pytest.mark.parametrize("weighting", ["dwa", "gradnorm", "uncertainty"])
+def test_devices_change_neither_batch_statistics_nor_what_a_weighting_learns(weighting):
+    """Statistics of every view and micro-batch, and a task that one batch of two lacks."""
+    config = tiny.config(ROWS, name="sgd", lr=0.1, ema=0.9, accumulate=2)
+    config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, sizes=(16, 8))}
+    config.stream, config.weighting.name, config.weighting.lr = "siamese", weighting, 0.05
+    program = tiny.program(config)
+    program = dataclasses.replace(program, model=program.model.clone(encoder=tiny.Normed()))
+    batches = [tiny.batch(ROWS, missing=range(ROWS)), tiny.batch(ROWS, invalid=(3, 79))]
+    done = {}
+    for name in ("one", "data"):
+        data, fsdp = MESHES[name]
+        mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+            where = jax.tree.map(lambda leaf: leaf.sharding, state.abstract(program, mesh))
+            start = dataclasses.replace(
+                tiny.first_state(program), task_weights=program.weighting.init()
+            )
+            current = jax.device_put(start, where)
+            train_step = recipe.jitted(
+                step.train_step, program, out_shardings=(where, sharding.replicated(mesh))
+            )
+            for batch in batches:
+                current, metrics = train_step(current, sharding.to_devices(batch, mesh))
+        done[name] = jax.device_get((current, metrics))
+    (one, _), (many, metrics) = done["one"], done["data"]
+    for field in ("params", "batch_stats", "ema", "task_weights"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            getattr(many, field), getattr(one, field),
+        )  # fmt: skip
+    for key, value in done["one"][1].items():
+        assert metrics[key] == pytest.approx(value, rel=1e-4), key
+    mean = one.batch_stats["encoder"]["norm"]["mean"]
+    assert np.abs(mean).min() > 0.01
+    changed = jax.tree.map(lambda a, b: np.any(a != b), one.task_weights, start.task_weights)
+    assert any(jax.tree.leaves(changed))
+
+
 ##### Meshes, batches and the table of rules #####
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,6 @@ from skimage.feature import local_binary_pattern
 
 from hmtl_jax import recipe, state, step
 from hmtl_jax.data import augment
-from hmtl_jax.models import conv
 from tests import reference, tiny
 
 LAM, LR, MOMENTUM, DECAY, EMA, CLIP = 0.1, 0.5, 0.9, 0.05, 0.9, 0.05
@@ -365,20 +363,11 @@ def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulat
         assert float(change) == pytest.approx(-LR * (1 + MOMENTUM) * slope, rel=1e-3, abs=1e-6)
 
 
-class Normed(nn.Module):
-    """An encoder that is a batch norm."""
-
-    @nn.compact
-    def __call__(self, images_bhwc, keep_bk=None, *, train=False):
-        x_bhwc = conv.batch_norm(images_bhwc, jnp.float32, train=train, name="norm")
-        return {"patches": x_bhwc, "pooled": conv.pooled(x_bhwc)}
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_batch_statistics_take_in_each_call_of_the_encoder_in_turn(accumulate):
     sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
     program, _ = puzzled(stream="siamese", **sizes)
-    program = dataclasses.replace(program, model=program.model.clone(encoder=Normed()))
+    program = dataclasses.replace(program, model=program.model.clone(encoder=tiny.Normed()))
     before = tiny.first_state(program)
     after, _ = recipe.jitted(step.train_step, program)(before, BATCH)
     views = {name: reference.normalise(images) for name, images in views_of(program).items()}

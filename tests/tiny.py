@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from hmtl_jax import recipe, state, step
+from hmtl_jax.models import conv
 
 CLASSES = ("calm", "glad", "grim")
 
@@ -28,6 +30,15 @@ class Source:
 
     def class_names(self, label):
         return CLASSES if label.startswith("expression") else None
+
+
+class Normed(nn.Module):
+    """An encoder that is a batch norm."""
+
+    @nn.compact
+    def __call__(self, images_bhwc, keep_bk=None, *, train=False):
+        x_bhwc = conv.batch_norm(images_bhwc, jnp.float32, train=train, name="norm")
+        return {"patches": x_bhwc, "pooled": conv.pooled(x_bhwc)}
 
 
 def config(batch_size: int = 8, **optim) -> ConfigDict:
