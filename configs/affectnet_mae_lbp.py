@@ -1,10 +1,14 @@
-"""AffectNet with a masked auto-encoder beside it that rebuilds local binary patterns (L-SSAT).
+"""AffectNet with a masked auto-encoder beside it that rebuilds local binary patterns.
+
+Paper: L-SSAT, arXiv 2409.19582. Its λ and mask ratio are not published in what we could read:
+SSAT's, arXiv 2310.20704, stand here.
 
     python -m hmtl_jax.main --config=configs/affectnet_mae_lbp.py --workdir=runs/affectnet_mae_lbp
 
-Paper: arXiv 2409.19582 (its λ and mask ratio are not published in what we could read: SSAT's,
-arXiv 2310.20704, stand here). Everything else as affectnet_supervised.py. L-SSAT reports an average
-accuracy of .88 under a protocol of its own, not comparable with the eight-class one.
+Expected: no number to compare. L-SSAT reports an average accuracy of .88 under a protocol of its
+own, which is not the eight-class one. Not run on the real data here.
+
+Everything else as affectnet_supervised.py.
 """
 
 from configs import affectnet_supervised

@@ -4,7 +4,9 @@ Paper: L-SSAT, arXiv 2409.19582 (its MRGB/RLDP/CRGB).
 
     python -m hmtl_jax.main --config=configs/affectnet_mae_ldp.py --workdir=runs/affectnet_mae_ldp
 
-Everything else as affectnet_mae_lbp.py. Not run on the real data here.
+Expected: no number to compare, as in affectnet_mae_lbp.py. Not run on the real data here.
+
+Everything else as affectnet_mae_lbp.py.
 """
 
 from configs import affectnet_supervised

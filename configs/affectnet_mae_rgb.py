@@ -4,7 +4,10 @@ Paper: SSAT, arXiv 2310.20704.
 
     python -m hmtl_jax.main --config=configs/affectnet_mae_rgb.py --workdir=runs/affectnet_mae_rgb
 
-Everything else as affectnet_mae_lbp.py. Not run on the real data here.
+Expected: SSAT publishes none for this data set in what we could read. Not run on the real data
+here.
+
+Everything else as affectnet_mae_lbp.py.
 """
 
 from configs import affectnet_supervised

@@ -4,7 +4,9 @@ Paper: L-SSAT, arXiv 2409.19582; both targets at once are ours, weighted alike.
 
     python -m hmtl_jax.main --config=configs/affectnet_mae_rgb_ldp.py --workdir=runs/affectnet_mae
 
-Everything else as affectnet_mae_lbp.py. Not run on the real data here.
+Expected: none published. Not run on the real data here.
+
+Everything else as affectnet_mae_lbp.py.
 """
 
 from configs import affectnet_supervised

@@ -1,14 +1,16 @@
-r"""AffectNet: a masked auto-encoder alone, then supervised fine-tuning of its encoder (He 2022).
+r"""AffectNet: a masked auto-encoder alone, then supervised fine-tuning of its encoder.
 
-The comparison that SSAT (arXiv 2310.20704) makes to joint training. The layer-wise decay of the
-learning rate by 0.75, and as many epochs for each stage as for joint training, are ours.
+Paper: SSAT, arXiv 2310.20704, which compares joint training to this; the method is MAE's (He 2022).
+The layer-wise decay of the learning rate by 0.75, and as many epochs for each stage as for joint
+training, are ours.
 
     python -m hmtl_jax.main --config=configs/affectnet_pretrain_finetune.py:pretrain \
         --workdir=runs/affectnet_mae
     python -m hmtl_jax.main --config=configs/affectnet_pretrain_finetune.py:finetune \
         --config.init_from=runs/affectnet_mae --workdir=runs/affectnet_ft
 
-Not run on the real data here.
+Expected: none published for this data set in what we could read; SSAT finds joint training the
+better of the two on others. Not run on the real data here.
 """
 
 from configs import affectnet_supervised

@@ -1,11 +1,14 @@
 """AffectNet with a 3 × 3 puzzle, solved from the picture that the expression is read from.
 
-Paper: HMTL, arXiv 2105.06421: EfficientNet-B0, one-stream, 61.09 % on validation against 60.34 %
-supervised. Weight, schedule and augmentation are not all published: ours.
+Paper: HMTL, arXiv 2105.06421, one-stream. Weight, schedule and augmentation are not all published:
+ours.
 
     python -m hmtl_jax.main --config=configs/affectnet_puzzle.py --workdir=runs/affectnet_puzzle
 
-From random weights, as HMTL trains. Not run on the real data here.
+Expected, from the paper, EfficientNet-B0: 61.09 % on validation against 60.34 % supervised. Not run
+on the real data here.
+
+From random weights, as HMTL trains.
 """
 
 from configs import affectnet_supervised

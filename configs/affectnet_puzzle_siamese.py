@@ -1,12 +1,14 @@
 """AffectNet with the siamese puzzle of HMTL's later code.
 
-One encoder reads the clean picture and the puzzled one at three sizes; the supervised loss is the
-geometric mean of the four, and 0.3 × the summed puzzle losses is added (arXiv 2105.06421).
+Paper: HMTL, arXiv 2105.06421. One encoder reads the clean picture and the puzzled one at three
+sizes (ours); the supervised loss is the geometric mean of the four, and 0.3 × the summed puzzle
+losses is added.
 
     python -m hmtl_jax.main --config=configs/affectnet_puzzle_siamese.py --workdir=runs/siamese
 
-From random weights, as HMTL trains. The three sizes are ours; no number of this form is published
-in what we could read. Not run on the real data here.
+Expected: no number of this form is published in what we could read. Not run on the real data here.
+
+From random weights, as HMTL trains.
 """
 
 from configs import affectnet_supervised

@@ -1,14 +1,16 @@
 """AffectNet, eight expressions, supervised only: ViT-S/16 at 224 px with SSAT's training recipe.
 
+Paper: the supervised baselines of SSAT (arXiv 2310.20704: augmentation and schedule) and HMTL
+(arXiv 2105.06421: class weights).
+
     python -m hmtl_jax.prepare affectnet --source AFFECTNET --data_dir data
     python -m hmtl_jax.main --config=configs/affectnet_supervised.py --workdir=runs/affectnet_sl
 
-`:efficientnet` is HMTL's encoder, EfficientNet-B0, in its place.
+Expected, from HMTL: 60.34 % for its EfficientNet-B0, which `:efficientnet` puts in the ViT's place.
+HMTL's optimizer and augmentation are not settled in what we could read, so `:efficientnet` has
+those of SSAT too (ours). Not run on the real data here.
 
-For 8 GPUs or a TPU v4-8. From scratch, with SSAT's augmentation and schedule (arXiv 2310.20704) and
-HMTL's class weights (arXiv 2105.06421). HMTL reports 60.34 % for a supervised EfficientNet-B0; its
-optimizer and augmentation are not settled in what we could read, so `:efficientnet` has those of
-SSAT too (ours). Not run on the real data here.
+For 8 GPUs or a TPU v4-8, from random weights.
 """
 
 from hmtl_jax import recipe

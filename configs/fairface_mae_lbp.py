@@ -1,8 +1,10 @@
 """FairFace with a masked auto-encoder beside the three tasks that rebuilds local binary patterns.
 
-Paper: L-SSAT, arXiv 2409.19582 (on other data); weights are SSAT's.
+Paper: L-SSAT, arXiv 2409.19582 (on other data); weights are SSAT's (arXiv 2310.20704).
 
     python -m hmtl_jax.main --config=configs/fairface_mae_lbp.py:cpu --workdir=runs/fairface_mae_lbp
+
+Expected: none published. Not run to its end here.
 
 Everything else as fairface_supervised.py.
 """

@@ -1,10 +1,14 @@
-"""FairFace (Karkkainen 2021), 96 px: gender, age group and race from one encoder, supervised only.
+"""FairFace, 96 px: gender, age group and race from one encoder, supervised only.
+
+Paper: the data set is Karkkainen 2021. Encoder, schedule and augmentation are ours.
 
     python -m hmtl_jax.prepare fairface --source fairface96.zip --data_dir data
     python -m hmtl_jax.main --config=configs/fairface_supervised.py:cpu --workdir=runs/fairface
 
-`:cpu` is a smaller encoder for two cores. The authors' own model, a larger one at 224 px, is
-reported at about 94 % for gender; encoder, schedule and augmentation here are ours.
+Expected: the authors' model, larger and at 224 px, is reported at about 94 % for gender. This
+recipe has not been run to its end here; gender_supervised.py has.
+
+`:cpu` is a smaller encoder for two cores.
 """
 
 from hmtl_jax import recipe

@@ -1,10 +1,12 @@
 """FER+ with a masked auto-encoder beside it that rebuilds local directional patterns.
 
-Paper: L-SSAT, arXiv 2409.19582.
+Paper: L-SSAT, arXiv 2409.19582; λ and the mask ratio are SSAT's (arXiv 2310.20704).
 
     python -m hmtl_jax.main --config=configs/ferplus_mae_ldp.py:cpu --workdir=runs/ferplus_mae_ldp
 
-Data, encoder and schedule are those of ferplus_supervised.py; λ and the mask ratio are SSAT's.
+Expected: none published; near that of ferplus_mae_lbp.py. Not run to its end here.
+
+Data, encoder and schedule are those of ferplus_supervised.py.
 """
 
 from configs import ferplus_supervised

@@ -1,12 +1,14 @@
 r"""FER+: a masked auto-encoder alone, then supervised fine-tuning of its encoder.
 
-The comparison that SSAT (arXiv 2310.20704) makes: joint training against the same two losses one
-after the other. Each stage has the epochs of ferplus_supervised.py, so both together cost more than
-joint training; that, and the layer-wise decay of 0.75, are ours.
+Paper: SSAT, arXiv 2310.20704, which compares joint training to the same two losses one after the
+other. Each stage has the epochs of ferplus_supervised.py, so both together cost more than joint
+training; that, and the layer-wise decay of 0.75, are ours.
 
     python -m hmtl_jax.main --config=configs/ferplus_mae_rgb_pretrain.py:cpu --workdir=runs/mae
     python -m hmtl_jax.main --config=configs/ferplus_mae_rgb_pretrain.py:cpu,finetune \
         --config.init_from=runs/mae --workdir=runs/mae_ft
+
+Expected: none published. Not run to its end here.
 """
 
 from configs import ferplus_supervised

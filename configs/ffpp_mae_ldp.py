@@ -1,11 +1,13 @@
 """FaceForensics++ with a masked auto-encoder beside it that rebuilds local directional patterns.
 
-Paper: L-SSAT, arXiv 2409.19582, which reports average accuracies of .87 on CelebA and .94 on
-FaceForensics++ under its own protocol; λ and mask ratio are SSAT's.
+Paper: L-SSAT, arXiv 2409.19582; λ and mask ratio are SSAT's (arXiv 2310.20704).
 
     python -m hmtl_jax.main --config=configs/ffpp_mae_ldp.py --workdir=runs/ffpp_mae_ldp
 
-Everything else as ffpp_supervised.py. Not run on the real data here.
+Expected: L-SSAT reports an average accuracy of .94 under its own protocol. Not run on the real data
+here.
+
+Everything else as ffpp_supervised.py.
 """
 
 from configs import ffpp_supervised

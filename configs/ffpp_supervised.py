@@ -1,9 +1,14 @@
-"""FaceForensics++ (Rossler 2019), c23: real or fake from one frame, supervised only, ViT-S/16.
+"""FaceForensics++, c23: real or fake from one frame, supervised only, ViT-S/16.
+
+Paper: the data set is Rossler 2019; the schedule is that of SSAT, arXiv 2310.20704.
 
     python -m hmtl_jax.main --config=configs/ffpp_supervised.py --workdir=runs/ffpp_sl
 
-Frame AUC of others: .964 (Xception), .9705 (UCF). Reads a prepared set `ffpp` with the label
-`fake`, frames of face boxes × 1.3, no identity across splits. Not run on the real data here.
+Expected: frame AUC .964 of Xception and .9705 of UCF, both with other encoders than this one. Not
+run on the real data here.
+
+Reads a prepared set `ffpp` with the label `fake`, frames of face boxes × 1.3, no identity across
+splits; `prepare` does not make it yet.
 """
 
 from hmtl_jax import recipe

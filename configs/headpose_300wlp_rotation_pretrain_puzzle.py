@@ -1,13 +1,15 @@
 r"""Head pose: an encoder pre-trained on rotated tiles, then trained with a puzzle beside the task.
 
-Paper: the companion of HMTL, arXiv 2108.04893.
+Paper: HMTL's companion, arXiv 2108.04893.
 
     python -m hmtl_jax.main --config=configs/headpose_300wlp_rotation_pretrain_puzzle.py:pretrain \
         --workdir=runs/pose_rotation
     python -m hmtl_jax.main --config=configs/headpose_300wlp_rotation_pretrain_puzzle.py:puzzle \
         --config.init_from=runs/pose_rotation --workdir=runs/pose_rotation_puzzle
 
-Everything else as headpose_300wlp_puzzle.py. Not run on the real data here.
+Expected: no number that we could read. Not run on the real data here.
+
+Everything else as headpose_300wlp_puzzle.py.
 """
 
 from configs import headpose_300wlp_puzzle

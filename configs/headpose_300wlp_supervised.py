@@ -1,11 +1,15 @@
 """Head pose: 300W-LP → AFLW2000, supervised only, 6-D rotations with the geodesic loss.
 
+Paper: the loss is that of 6DRepNet (Hempel 2022). The encoder of HMTL's companion (arXiv
+2108.04893) is not settled in what we could read: ours.
+
     python -m hmtl_jax.main --config=configs/headpose_300wlp_supervised.py --workdir=runs/pose_sl
 
-Loss of 6DRepNet (Hempel 2022; MAE 3.97 on AFLW2000 with RepVGG and ImageNet weights); encoder of
-the companion of HMTL (arXiv 2108.04893) is not settled in what we could read: ours. Reads a
-prepared set `300w_lp` with the label `pose` (yaw, pitch, roll in degrees) and the splits train,
-validation and test. Not run on the real data here.
+Expected: 6DRepNet reports MAE 3.97 on AFLW2000, with RepVGG and ImageNet weights; from random
+weights it will be more. Not run on the real data here.
+
+Reads a prepared set `300w_lp` with the label `pose` (yaw, pitch, roll in degrees) and the splits
+train, validation and test; `prepare` does not make it yet.
 """
 
 from hmtl_jax import recipe

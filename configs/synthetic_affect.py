@@ -1,11 +1,15 @@
-"""Rendered faces: valence and arousal.
+r"""Rendered faces: valence and arousal.
 
-With a masked auto-encoder of pixels and LBP maps beside the task, or without.
+Paper: SSAT (arXiv 2310.20704) and L-SSAT (arXiv 2409.19582) are the method; the faces are ours.
 
     python -m hmtl_jax.main --config=configs/synthetic_affect.py --workdir=runs/affect
-    python -m hmtl_jax.main --config=configs/synthetic_affect.py:supervised --workdir=runs/affect_sl
+    python -m hmtl_jax.main --config=configs/synthetic_affect.py:supervised \
+        --workdir=runs/affect_sl
 
-Minutes on two cores. Everything else as synthetic.py.
+Expected: ours, in five epochs, in experiments/synthetic_affect.md.
+
+With a masked auto-encoder of pixels and LBP maps beside the task, or without. Minutes on two cores.
+Everything else as synthetic.py.
 """
 
 from configs import synthetic

@@ -1,12 +1,15 @@
 r"""Rendered faces: real or blended.
 
-With a masked auto-encoder of pixels and LBP maps beside the task, or without.
+Paper: SSAT (arXiv 2310.20704) and L-SSAT (arXiv 2409.19582) are the method; the faces are ours.
 
     python -m hmtl_jax.main --config=configs/synthetic_deepfake.py --workdir=runs/deepfake
     python -m hmtl_jax.main --config=configs/synthetic_deepfake.py:supervised \
         --workdir=runs/deepfake_sl
 
-Minutes on two cores. Everything else as synthetic.py.
+Expected: ours, in five epochs, in experiments/synthetic_deepfake.md.
+
+With a masked auto-encoder of pixels and LBP maps beside the task, or without. Minutes on two cores.
+Everything else as synthetic.py.
 """
 
 from configs import synthetic

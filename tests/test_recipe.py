@@ -27,7 +27,8 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_recipe_builds(name):
     module = importlib.import_module(f"configs.{name}")
-    assert f"--config=configs/{name}.py" in module.__doc__  # opens with its command
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert "\n\nPaper: " in module.__doc__ and "\n\nExpected" in module.__doc__
     if module.get_config.__code__.co_argcount == 0 and module.get_config().job != "train":
         return  # trains nothing
     parameters = module.get_config.__code__.co_argcount

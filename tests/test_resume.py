@@ -85,9 +85,7 @@ def test_killed_at_any_moment_it_ends_the_same(whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])
-def test_what_a_weighting_learns_goes_on_from_a_checkpoint(
-    tiny_data, compile_cache, tmp_path, name
-):
+def test_what_a_weighting_learns_is_resumed(tiny_data, compile_cache, tmp_path, name):
     """Two steps an epoch: dwa's pace counts from the fifth step."""
     config = runs.config(
         tiny_data, batch_size=48, steps=6, epochs=0.0, checkpoint__every=3, checkpoint__keep=9,
