@@ -6,7 +6,7 @@ Paper: SSAT (arXiv 2310.20704) and L-SSAT (arXiv 2409.19582) are the method; the
     python -m hmtl_jax.main --config=configs/synthetic_affect.py:supervised \
         --workdir=runs/affect_sl
 
-Expected: ours, in five epochs, in experiments/synthetic_affect.md.
+Expected: ours, in three epochs, in experiments/synthetic_affect.md.
 
 With a masked auto-encoder of pixels and LBP maps beside the task, or without. Minutes on two cores.
 Everything else as synthetic.py.
