@@ -1,4 +1,4 @@
-"""Tables of methods × seeds, run one after the other, and continued where they were left.
+"""Tables of methods × seeds, continued where they were left.
 
     python -m experiments.tables ferplus_20_cpu --data_dir data --runs runs/tables --jobs 2
     python -m experiments.tables ferplus_20_cpu --runs runs/tables --only_table
@@ -6,7 +6,7 @@
 Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
 A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
 With `--jobs`, cells run side by side, each on its own share of the cores: small models use one core
-better than two.
+better than two. The minutes of a run are those of its share.
 The table has, for each method, mean ± standard deviation over seeds on the test split, the
 difference from the first method with Welch's 95 % interval, and the wall time of a run. A part of
 the labels is the same part for all seeds. It is written to experiments/NAME.md as far as cells are
@@ -28,9 +28,11 @@ from concurrent import futures
 import numpy as np
 from scipy import stats
 
+from hmtl_jax import train
 from hmtl_jax.workdir import write_json
 
 HERE = pathlib.Path(__file__).parent
+DONE = "seconds.json"  # what a finished stage leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +130,17 @@ def main() -> None:
     if not args.only_table:
         # Seed by seed: after the first round every method has a number.
         cells = [(seed, name) for seed in seeds for name in table.methods]
-        shares = shares_of(sorted(os.sched_getaffinity(0)), args.jobs)
+        shares = shares_of(args.jobs)
+        if args.table.startswith("synthetic"):
+            train.render_if_missing(pathlib.Path(args.data_dir))  # once, not in each cell
 
         def run(cell: tuple[int, str]) -> None:
             (seed, name), cores = cell, shares.get()
             try:
                 run_cell(folder, name, seed, table.methods[name], args.data_dir, cores)
+            except SystemExit as error:
+                print(f"{error} The cells that run are waited for.", file=sys.stderr, flush=True)
+                raise
             finally:
                 shares.put(cores)
 
@@ -150,11 +157,15 @@ def main() -> None:
     print(out.read_text())
 
 
-def shares_of(cores: Sequence[int], jobs: int) -> queue.Queue:
-    """A queue of as many parts of the cores as there are jobs."""
+def shares_of(jobs: int) -> queue.Queue:
+    """A queue of as many parts of the cores as there are jobs; for one job it is not told which."""
+    shares: queue.Queue = queue.Queue()
+    if jobs == 1:
+        shares.put([])
+        return shares
+    cores = sorted(os.sched_getaffinity(0))
     if not 1 <= jobs <= len(cores):
         sys.exit(f"error: --jobs is {jobs}; give from 1 to {len(cores)}, the cores at hand.")
-    shares: queue.Queue = queue.Queue()
     for job in range(jobs):
         shares.put(cores[job::jobs])
     return shares
@@ -176,7 +187,7 @@ def run_cell(
     """Runs the stages of a cell that are not done, on these cores."""
     for index, (recipe, flags) in enumerate(stages):
         workdir = stage_dir(folder, method, seed, index)
-        if (workdir / "seconds.json").exists():
+        if done(workdir, recipe, flags):
             continue
         file, colon, argument = recipe.partition(":")
         command = [
@@ -194,7 +205,20 @@ def run_cell(
         code, seconds = timed(command, workdir, cores)
         if code:
             sys.exit(f"error: the run ended with status {code}; see {workdir / 'log.txt'}.")
-        write_json(workdir / "seconds.json", {"seconds": seconds})
+        write_json(workdir / DONE, {"recipe": recipe, "flags": list(flags), "seconds": seconds})
+
+
+def done(workdir: pathlib.Path, recipe: str, flags: Sequence[str]) -> bool:
+    """Whether this stage has been run; exits if it was another recipe or had other flags."""
+    if not (workdir / DONE).exists():
+        return False
+    found = json.loads((workdir / DONE).read_text())
+    if (found["recipe"], found["flags"]) != (recipe, list(flags)):
+        sys.exit(
+            f"error: {workdir} was run as {found['recipe']} {' '.join(found['flags'])}, not as the "
+            "table has it now; remove it, or choose another --runs."
+        )
+    return True
 
 
 def timed(command: Sequence[str], workdir: pathlib.Path, cores: Sequence[int]) -> tuple[int, float]:
@@ -204,7 +228,8 @@ def timed(command: Sequence[str], workdir: pathlib.Path, cores: Sequence[int]) -
     try:
         with open(workdir / "log.txt", "a") as log:
             process = subprocess.Popen(command, cwd=HERE.parent, stdout=log, stderr=log)
-            os.sched_setaffinity(process.pid, cores)  # before it starts threads
+            if cores:
+                os.sched_setaffinity(process.pid, cores)  # before it starts threads
             code = process.wait()
     finally:
         seconds = before + time.monotonic() - started
@@ -214,11 +239,11 @@ def timed(command: Sequence[str], workdir: pathlib.Path, cores: Sequence[int]) -
 
 def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> tuple[float, float] | None:
     """The test metric of a cell and the seconds of all its stages; None where it is not done."""
-    count = len(table.methods[method])
-    folders = [stage_dir(folder, method, seed, index) for index in range(count)]
-    if not all((path / "seconds.json").exists() for path in folders):
+    stages = table.methods[method]
+    folders = [stage_dir(folder, method, seed, index) for index in range(len(stages))]
+    if not all(done(path, *stage) for path, stage in zip(folders, stages, strict=True)):
         return None
-    seconds = sum(json.loads((path / "seconds.json").read_text())["seconds"] for path in folders)
+    seconds = sum(json.loads((path / DONE).read_text())["seconds"] for path in folders)
     (report,) = (folders[-1] / "eval").glob("test-*.json")
     task, metric = table.metric.split("/")
     return json.loads(report.read_text())[task][metric], seconds

@@ -57,7 +57,8 @@ def workdir_beside(config: Any) -> str:
     probed = pathlib.Path(config.init_from or "-")
     if config.job == "probe" and probed.is_dir():
         # Not in a checkpoint's own folder, which goes when it is pruned.
-        run = probed.parents[1] if probed.parent.name == "checkpoints" else probed
+        inside = probed.parent.name == "checkpoints" and probed.name.isdigit()
+        run = probed.parents[1] if inside else probed
         return str(run / "probe")
     raise UserError("--workdir is missing; it names the folder where the run leaves its files.")
 

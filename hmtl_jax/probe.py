@@ -4,7 +4,6 @@ A split is a pair (features float [N, D], labels). All probes are deterministic:
 give the same metrics.
 """
 
-import json
 import pathlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -159,7 +158,7 @@ def report(
             }
         found[encoder]["train_examples"] = len(train[1])
     path = folder / f"probe-{label}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    workdir.write_json(path, found)
     for kind in ("linear", "neighbours"):
         if kind in found["trained"]:
             metric = "accuracy" if "accuracy" in found["trained"][kind] else "rmse"

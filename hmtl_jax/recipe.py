@@ -298,6 +298,7 @@ def _named(section: str, name: str, kind: str) -> Iterator[None]:
         yield
     except UserError as error:
         said = str(error).replace(f"{section}.{kind}", f"{section}.{name}")
+        said = said.removeprefix(f"{kind}: ")
         known = f"{section}.{name}" in said
         raise UserError(said if known else f"{section}.{name}: {said}") from None
 
@@ -387,8 +388,9 @@ def make_networks(config: ConfigDict, made_pretexts: Mapping) -> dict[str, Any]:
         settings.update(drop_path=0.0, pool="cls", positions="learned")
     for name, one in made_pretexts.items():
         if getattr(one, "perceptual", 0) and one.perceptual_encoder:
-            encoder = encoders.parse(one.perceptual_encoder)
-            encoder.check(config.data.image_size)
+            with _named("pretexts", f"{name}.perceptual_encoder", "model.encoder"):
+                encoder = encoders.parse(one.perceptual_encoder)
+                encoder.check(config.data.image_size)
             made[name] = encoder.make(settings, DTYPES[config.model.dtype])
     return made
 
@@ -547,7 +549,8 @@ FREE = (
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """`key: theirs → ours` for each key that changes what is computed.
 
-    A key that one side lacks, because it was made before or after the key was, has its default.
+    A key that one side lacks, because it was made before or after the key was, has its default;
+    but for the keys of tasks and pretexts, which have to be the same.
     """
     default = flat(defaults())
     ours, theirs = {**default, **ours}, {**default, **theirs}

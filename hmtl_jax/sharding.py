@@ -88,6 +88,15 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
     }
 
 
+def of_batch(shapes: Mapping[str, tuple], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_devices` makes of batches of these (shape, dtype), without their memory."""
+    where = NamedSharding(mesh, BATCH)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
 def over_batch(tree: Any) -> Any:
     """Inside jit: keeps the leading axis of every array split over all devices."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -79,8 +79,10 @@ class Run:
         self.train_step = recipe.jitted(
             step.train_step, self.program, donate_argnums=0, out_shardings=(where, everywhere)
         )
-        # Traced here, because what does not fit shall be told before anything is written.
-        jax.eval_shape(self.train_step, self.abstract, self.batches.blank(config.batch_size))
+        if config.job == "train":
+            # Traced here, because what does not fit shall be told before anything is written.
+            rows = self.batches.abstract(config.batch_size)
+            jax.eval_shape(self.train_step, self.abstract, sharding.of_batch(rows, mesh))
         self.eval_step = recipe.jitted(step.eval_step, self.program, out_shardings=everywhere)
         self.checkpoints = checkpoint.Checkpoints(
             folder.absolute() / "checkpoints", config.checkpoint.keep, bool(config.checkpoint.best)
@@ -172,14 +174,18 @@ def train_and_evaluate(run: Run) -> None:
 def open_split(config: ConfigDict, split: str) -> Any:
     """A split of the recipe's data; the synthetic set is rendered where it is missing."""
     if config.data.name == "synthetic" and cluster.lead():
-        folder = pathlib.Path(config.data.data_dir)
-        if not folder.exists() or "synthetic" not in records.sets(folder):
-            from hmtl_jax import prepare
-
-            say("rendering the synthetic faces, once")
-            prepare.prepare("synthetic", None, folder)
+        render_if_missing(pathlib.Path(config.data.data_dir))
     cluster.wait("prepared")
     return records.open_split(config.data.data_dir, config.data.name, split)
+
+
+def render_if_missing(data_dir: pathlib.Path) -> None:
+    """Makes the synthetic set in a data_dir that has none."""
+    if not data_dir.exists() or "synthetic" not in records.sets(data_dir):
+        from hmtl_jax import prepare
+
+        say("rendering the synthetic faces, once")
+        prepare.prepare("synthetic", None, data_dir)
 
 
 def check_eval_batch(size: int, mesh: Any) -> None:
@@ -301,13 +307,13 @@ def chosen_state(run: Run) -> tuple[state.TrainState, int, str]:
 def export(run: Run) -> None:
     """Writes the chosen encoder to encoder.safetensors, in timm's naming."""
     current, chosen, why = chosen_state(run)
-    path, variables = run.workdir / "encoder.safetensors", state.evaluation_variables(current)
+    name, path = run.config.model.encoder, run.workdir / "encoder.safetensors"
+    variables = state.evaluation_variables(current)
     encoder = {part: found["encoder"] for part, found in variables.items() if "encoder" in found}
     gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(run.mesh))(encoder)
     if cluster.lead():
-        name, size = run.config.model.encoder, run.config.data.image_size
+        size = run.config.data.image_size
         pretrained.save(path, name, jax.device_get(gathered), image_size=size)
-    name = run.config.model.encoder
     beside = ", but timm has no stem for small images" if name.endswith("-small") else ""
     say(f"the {name} of step {chosen} ({why}) is in {path}, in timm's naming{beside}")
 

@@ -215,7 +215,8 @@ class GradNorm(Fixed):
 
         def mean(values: jax.Array) -> jax.Array:
             """Over the losses that are here."""
-            return jnp.sum(jnp.where(here, values, 0.0)) / jnp.maximum(jnp.sum(here), 1)
+            count = jnp.sum(here.astype(jnp.float32))
+            return jnp.sum(jnp.where(here, values, 0.0)) / jnp.maximum(count, 1.0)
 
         norms = jnp.stack([base[n] * optax.tree.norm(grads[n]["encoder"]) for n in names])
         w = jnp.stack([carried["weights"][n] for n in names])

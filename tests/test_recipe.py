@@ -455,8 +455,15 @@ def test_an_imported_perceptual_network_needs_no_moving_average_and_must_fit_the
     config.pretexts = {"inpaint": recipe.pretext_task("inpaint", **network)}
     assert set(tiny.program(config).networks) == {"inpaint"}
     config.pretexts.inpaint.perceptual_encoder = "8x1x1/5"
-    with pytest.raises(UserError, match="16"):
+    with pytest.raises(
+        UserError, match=r"^pretexts\.inpaint\.perceptual_encoder: patch 5 does not"
+    ):
         tiny.program(config)
+    config.pretexts.inpaint.perceptual_encoder = "8x1x1/8"
+    config.pretexts.inpaint.perceptual = 0.0
+    with pytest.raises(UserError, match=r"perceptual is 0, so .*perceptual_encoder is not read"):
+        tiny.program(config)
+    config.pretexts.inpaint.perceptual = 0.1
     config.pretexts.inpaint.perceptual_encoder = ""
     with pytest.raises(UserError, match="a network and its safetensors file; set both or neither"):
         tiny.program(config)

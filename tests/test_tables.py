@@ -21,11 +21,14 @@ TABLE = tables.Table(
 
 def finish(folder, method, seed, values):
     """Leaves what the stages of a cell leave: each its seconds, the last its test report."""
-    for stage, value in enumerate(values):
+    for stage, ((recipe, flags), value) in enumerate(
+        zip(TABLE.methods[method], values, strict=False)
+    ):
         path = tables.stage_dir(folder, method, seed, stage)
         (path / "eval").mkdir(parents=True)
         write_json(path / "eval" / "test-7.json", {"pose": {"mae": value}})
-        write_json(path / "seconds.json", {"seconds": 60.0})
+        about = {"recipe": recipe, "flags": list(flags), "seconds": 60.0}
+        write_json(path / "seconds.json", about)
 
 
 def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_path):
@@ -111,6 +114,13 @@ def test_jobs_share_the_cores_and_run_every_cell_once(tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", [*arguments[:-1], "999"])
     with pytest.raises(SystemExit, match="--jobs is 999; give from 1 to"):
         tables.main()
+
+
+def test_a_cell_of_another_recipe_is_not_taken_for_this_one(tmp_path):
+    finish(tmp_path, "plain", 0, [5.0])
+    for changed in (tables.one("other"), tables.one("toy", "--config.epochs=3")):
+        with pytest.raises(SystemExit, match=r"was run as toy .* remove it, or choose another"):
+            tables.run_cell(tmp_path, "plain", 0, changed, "data", [])
 
 
 def test_a_failed_cell_ends_the_table_and_what_is_there_is_written(tmp_path, monkeypatch):

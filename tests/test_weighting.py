@@ -38,7 +38,8 @@ def at(made, losses, step=0, carried=None, present=None):
 
 def updated(made, carried, losses, grads=None, step=0, present=None):
     losses = {name: jnp.float32(loss) for name, loss in losses.items()}
-    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
+    adam = isinstance(made, weighting.Uncertainty)  # Optax's has an integer counter
+    with jax.numpy_dtype_promotion("standard" if adam else "strict"):
         return made.update(carried, losses, present or all_but(), grads, jnp.int32(step))
 
 

@@ -152,9 +152,10 @@ class TrainBatches(Iterator[Batch]):
         self._load.warn_of_corrupt(batch)
         return batch
 
-    def blank(self, rows: int) -> Batch:
-        """A batch of examples that are not valid, to know shapes and dtypes by; reads nothing."""
-        return self._load(np.full(rows, -1, np.int32))
+    def abstract(self, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each array of a batch of `rows`; reads nothing."""
+        one = self._load(np.full(1, -1, np.int32))
+        return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in one.items()}
 
     def get_state(self) -> dict[str, int]:
         """Returns the position, as JSON can hold it: the number of batches taken."""

@@ -172,7 +172,7 @@ def load(path: Any, name: str, abstract: Mapping[str, Any]) -> tuple[dict[str, A
     }
     if any(faults.values()):
         raise UserError(
-            f"{path} does not fit model.encoder {name!r}: {_listed(faults)}; "
+            f"{path} does not fit the encoder {name!r}: {_listed(faults)}; "
             "choose the encoder that the file was made for."
         )
     if positions is not None and POSITIONS not in ours and not _is_fixed(positions):

@@ -30,8 +30,9 @@ class Inpaint:
     that is cut out; rectangles may overlap, then it is less. rectangles: how many. tiles: cells
     along a side of the grid. perceptual: weight of the perceptual loss beside L1; 0 for none.
     perceptual_encoder: the frozen network, named as in model.encoder; "" for the moving average of
-    the encoder. perceptual_weights: its safetensors file in timm's naming, read once and then kept
-    in the checkpoints. stages: the features that are compared. decoder_dim, decoder_depth: channels
+    the encoder. perceptual_weights: its safetensors file in timm's naming, of a network that reads
+    images by ImageNet's mean and deviation; it is read once and then kept in the checkpoints.
+    stages: the features that are compared. decoder_dim, decoder_depth: channels
     and number of the decoder's convolutions.
     """
 
@@ -71,6 +72,11 @@ class Inpaint:
             raise UserError(
                 "pretexts.inpaint.perceptual_encoder and pretexts.inpaint.perceptual_weights name "
                 "a network and its safetensors file; set both or neither."
+            )
+        if self.perceptual_encoder and not self.perceptual:
+            raise UserError(
+                "pretexts.inpaint.perceptual is 0, so pretexts.inpaint.perceptual_encoder is not "
+                "read; set a weight, or leave the encoder empty."
             )
         if self.perceptual and (not self.stages or isinstance(self.stages, str)):
             raise UserError(

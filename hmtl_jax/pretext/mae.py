@@ -102,7 +102,7 @@ class Mae:
             raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
         if weights and len(weights) != len(targets):
             raise UserError("pretexts.mae.target_weights needs one weight for each target.")
-        if weights and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+        if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
             raise UserError(
                 f"pretexts.mae.target_weights {weights} must not be negative nor all 0; give "
                 "numbers, at least one of them above 0."

@@ -29,7 +29,7 @@ def check_labels(kind: str, labels: Any) -> None:
 
 def check_weights(name: str, weights: Sequence[float]) -> None:
     """Raises UserError unless weights of classes or attributes are 0 or more, and not all 0."""
-    if weights and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+    if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
         raise errors.UserError(
             f"{name} {tuple(weights)} must not be negative nor all 0; give numbers, at least one "
             "of them above 0."

@@ -229,7 +229,7 @@ def test_a_file_that_does_not_fit_is_told_in_one_sentence(saved):
     with pytest.raises(UserError) as error:
         pretrained.load(path, VIT, abstract)
     assert str(error.value) == (
-        f"{path} does not fit model.encoder '16x3x2/4': missing norm.bias, blocks.1.norm2.weight; "
+        f"{path} does not fit the encoder '16x3x2/4': missing norm.bias, blocks.1.norm2.weight; "
         "extra blocks.3.norm1.weight, ls1.gamma; misshaped cls_token (1, 1, 8) instead of "
         "(1, 1, 16), blocks.0.mlp.fc1.weight (16, 64) instead of (64, 16); choose the encoder that "
         "the file was made for."

@@ -247,7 +247,10 @@ def test_of_a_set_the_codes_are_classified_and_the_rest_is_rebuilt(images_bhwc):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_weights": (float("nan"),)}, r"target_weights \(nan,\) must not be negative"),
+        (
+            {"targets": ("rgb", "lbp"), "target_weights": (1.0, float("nan"))},
+            r"target_weights \(1.0, nan\) must not be negative",
+        ),
         ({"decoder_dim": 20}, r"decoder_dim 20, .* decoder_heads 16 .* must divide the dim"),
         ({"decoder_depth": 0}, r"decoder_depth 0 .* must be at least 1"),
         ({"patch": SIZE}, r"one patch of 24 pixels is the whole image"),

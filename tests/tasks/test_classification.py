@@ -152,6 +152,7 @@ def test_logit_adjustment_is_the_papers():
         ({"focal": -1.0}, "focal is -1.0"),
         ({"class_weights": (0.0,) * 4}, r"class_weights .* must not be negative nor all 0"),
         ({"class_weights": (1.0, 1.0, 1.0, -1.0)}, r"class_weights .* must not be negative"),
+        ({"class_weights": (1.0, 1.0, 1.0, float("nan"))}, r"class_weights .* must not be"),
         ({"label_smoothing": 1.5}, r"label_smoothing is a share in \[0, 1\), not 1.5"),
     ],
 )
