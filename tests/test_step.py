@@ -438,6 +438,22 @@ def test_each_weighting_combines_the_gradients_by_its_formula(name, accumulate, 
     assert any(jax.tree.leaves(moved)) == (name in ("gradnorm", "uncertainty", "dwa"))
 
 
+def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
+    """Labels in one micro-batch of two are there; without any, the pretext is the whole total."""
+    config = config_of(accumulate=2)
+    config.weighting.name = "geometric"
+    program = tiny.program(config)
+    train_step = recipe.jitted(step.train_step, program)
+    _, metrics = train_step(before, tiny.batch(8, missing=(1, 3, 5, 7)))
+    losses = {n: float(metrics[f"loss/{n}"]) for n in ("expression", "mae")}
+    total = np.sqrt(losses["expression"] * losses["mae"])
+    assert float(metrics["loss/total"]) == pytest.approx(total, rel=1e-4)
+    after, metrics = train_step(before, tiny.batch(8, missing=range(8)))
+    assert float(metrics["weight/expression"]) == 0 and float(metrics["weight/mae"]) == 1
+    assert float(metrics["loss/total"]) == pytest.approx(float(metrics["loss/mae"]), rel=1e-6)
+    assert norm(gradients(before, after)["decoders_mae"]) > 1e-3
+
+
 @pytest.mark.parametrize("operator", ["concat", "sum", "cross_attention"])
 def test_a_fused_head_reads_the_pretexts_view_in_training_and_evaluation(operator):
     config = config_of()
