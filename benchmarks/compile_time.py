@@ -1,6 +1,6 @@
 """How long the train step of every recipe takes to compile, and whether it runs.
 
-    launch/local.sh --module benchmarks.compile_time --write
+    launch/local.sh --module benchmarks.compile_time -- --write
     python -m benchmarks.compile_time --only affectnet_mae
 
 Each recipe in each form that its docstring shows, at its own encoder and image size, for one device

@@ -1,7 +1,7 @@
 """What each pretext costs in training: step time, memory and compile time over supervised only.
 
-    launch/local.sh --module benchmarks.pretexts --write
-    launch/local.sh --module benchmarks.pretexts --encoder=resnet18-small
+    launch/local.sh --module benchmarks.pretexts -- --write
+    launch/local.sh --module benchmarks.pretexts -- --encoder=resnet18-small
 
 Each round runs every method once, in turn; ratios are the medians of the rounds' ratios with their
 range. Memory is what the compiled program asks for. At inference all of them cost the same.
