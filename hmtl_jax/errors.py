@@ -1,7 +1,8 @@
 """Errors that speak: one sentence that names what was wrong, where, and the mend."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -23,3 +24,12 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
         known = ", ".join(sorted(registry))
         raise UserError(f"Unknown {kind} {name!r}; known: {known}.{nearest(str(name), registry)}")
     return registry[name]
+
+
+def check_weights(name: str, weights: Sequence[float]) -> None:
+    """Raises UserError unless weights are numbers of 0 or more, and not all 0."""
+    if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+        raise UserError(
+            f"{name} {tuple(weights)} must not be negative nor all 0; give numbers, at least one "
+            "of them above 0."
+        )

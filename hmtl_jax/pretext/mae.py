@@ -8,14 +8,13 @@ has a learnt mask token and an absolute error; here it is the mean colour and MA
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
 from hmtl_jax import textures
 from hmtl_jax.data.augment import normalise
-from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.errors import UserError, check_weights, lookup
 from hmtl_jax.patches import patchify, unpatchify
 from hmtl_jax.pretext.paint import paint
 from hmtl_jax.pretext.view import View
@@ -102,11 +101,7 @@ class Mae:
             raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
         if weights and len(weights) != len(targets):
             raise UserError("pretexts.mae.target_weights needs one weight for each target.")
-        if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
-            raise UserError(
-                f"pretexts.mae.target_weights {weights} must not be negative nor all 0; give "
-                "numbers, at least one of them above 0."
-            )
+        check_weights("pretexts.mae.target_weights", weights)
         lookup(dict.fromkeys(LOSSES), self.loss, "pretexts.mae.loss")
         classified = [name for name in targets if self.classified(name)]
         if self.loss == "classes" and not classified:

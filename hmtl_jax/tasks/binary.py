@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hmtl_jax.errors import check_weights
 from hmtl_jax.metrics.ranking import binary_metrics
-from hmtl_jax.tasks.columns import check_smoothing, check_weights
+from hmtl_jax.tasks.columns import check_smoothing
 
 
 @dataclasses.dataclass(frozen=True)

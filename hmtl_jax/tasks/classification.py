@@ -9,7 +9,7 @@ import numpy as np
 
 from hmtl_jax import errors
 from hmtl_jax.metrics.classification import classification_metrics
-from hmtl_jax.tasks.columns import check_smoothing, check_weights
+from hmtl_jax.tasks.columns import check_smoothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Classification:
             raise errors.UserError(
                 f"The classification task's focal is {self.focal}; set 0 (off) or more."
             )
-        check_weights("class_weights", self.class_weights)
+        errors.check_weights("class_weights", self.class_weights)
         check_smoothing(self.label_smoothing)
         usable = len(self.priors) == len(self.classes) and min(self.priors, default=0.0) > 0
         if self.logit_adjustment and not usable:

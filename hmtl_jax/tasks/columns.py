@@ -1,6 +1,5 @@
 """What tasks share: labels side by side as the columns of one array, and checks of settings."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,15 +23,6 @@ def check_labels(kind: str, labels: Any) -> None:
         raise errors.UserError(
             f"The {kind} task's labels must be a tuple of label names, such as ('valence',), not "
             f"{labels!r}."
-        )
-
-
-def check_weights(name: str, weights: Sequence[float]) -> None:
-    """Raises UserError unless weights of classes or attributes are 0 or more, and not all 0."""
-    if weights and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
-        raise errors.UserError(
-            f"{name} {tuple(weights)} must not be negative nor all 0; give numbers, at least one "
-            "of them above 0."
         )
 
 

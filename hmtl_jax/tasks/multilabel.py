@@ -9,7 +9,7 @@ import numpy as np
 
 from hmtl_jax import errors
 from hmtl_jax.metrics.multilabel import multilabel_metrics
-from hmtl_jax.tasks.columns import check_labels, check_weights, columns
+from hmtl_jax.tasks.columns import check_labels, columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Multilabel:
                 f"The multilabel task has {self.num_outputs} attributes and "
                 f"{len(self.positive_weights)} positive_weights; give one each, or none."
             )
-        check_weights("positive_weights", self.positive_weights)
+        errors.check_weights("positive_weights", self.positive_weights)
         swapped = [name for pair in self.swaps for name in pair]
         if len(set(swapped)) != 2 * len(self.swaps) or len(swapped) != 2 * len(self.swaps):
             raise errors.UserError(
