@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import train_step
-from hmtl_jax import recipe, state, step
+from hmtl_jax import build, state, step
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 VIT_B = {"model.encoder": "B/16", "model.drop_path": 0.0}
@@ -101,10 +101,10 @@ def noise(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
 
 def measure(config: ConfigDict, rows: int) -> tuple[int, float, float]:
     """Parameters in training, and wall and processor seconds to trace, lower and compile."""
-    program = recipe.build(config, Faces(), 25_000)
-    abstract = jax.eval_shape(lambda: state.create(program))
+    training = build.training(config, build.make_tasks(config, Faces()), 25_000)
+    abstract = jax.eval_shape(lambda: state.create(training))
     batch = batch_of(config, rows)
-    jitted = recipe.jitted(step.train_step, program)
+    jitted = build.jitted(step.train_step, training)
     started, processor = time.perf_counter(), time.process_time()
     compiled = jitted.lower(abstract, batch).compile()
     wall, processor = time.perf_counter() - started, time.process_time() - processor

@@ -24,14 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import optim, recipe, state, step
+from hmtl_jax import build, optim, recipe, state, step
 from hmtl_jax.models import vit
+from hmtl_jax.program import make_views
 
 METHODS = ("supervised", "ssat")
 # Name -> options of torch_peer.py.
@@ -59,10 +61,11 @@ class Ours:
 
     def __init__(self, config: ConfigDict, args: argparse.Namespace):
         self.encoder = args.encoder
-        self.program = recipe.build(config, Labels(), 100 * args.batch_size)
-        self.state = jax.jit(lambda: state.create(self.program))()
+        made = build.make_tasks(config, Labels())
+        self.training = build.training(config, made, 100 * args.batch_size)
+        self.state = jax.jit(lambda: state.create(self.training))()
         self.batch = batch_of(args)
-        jitted = recipe.jitted(step.train_step, self.program, donate_argnums=0)
+        jitted = build.jitted(step.train_step, self.training, donate_argnums=0)
         started = time.perf_counter()
         self.step = jitted.lower(self.state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - started
@@ -167,7 +170,7 @@ def measure(args: argparse.Namespace) -> str:
     for run in arms.values():
         run(2)  # compiles the peer, warms all
     times = {arm: [] for arm in arms}
-    ceilings = dict.fromkeys(recipe.DTYPES, 0.0)
+    ceilings: dict[str, float] = dict.fromkeys(recipe.DTYPES, 0.0)
     for _ in range(args.rounds):
         for arm, run in arms.items():
             run(1)  # the first step after another arm's pays for that one's caches and memory
@@ -179,7 +182,7 @@ def measure(args: argparse.Namespace) -> str:
     return "\n\n".join([own_table(args, ours, times, ceilings), peer_table(args, peers, times)])
 
 
-def own_table(args, ours, times, ceilings: dict[str, float]) -> str:
+def own_table(args, ours, times, ceilings: Mapping[str, float]) -> str:
     """What our step takes, as Markdown."""
     lines = [
         "| method | ms/step | images/s | GFLOP/step | of ceiling | compile s | program MB |",
@@ -267,8 +270,8 @@ def exported(ours: Ours) -> dict[str, np.ndarray]:
     arrays["decoder.positions"] = table[None]
     arrays["images"] = np.asarray(ours.batch["image"])
     arrays["labels"] = np.asarray(ours.batch["expression"], np.int64)
-    examples = step.augmented(ours.program, ours.state.step, ours.batch)
-    views, _ = step.make_views(ours.program, examples["images"], examples["keys"])
+    examples = step.augmented(ours.training, ours.state.step, ours.batch)
+    views, _ = make_views(ours.training.program, examples["images"], examples["keys"])
     # Its argsort begins with the kept patches in their order; that of the others does not matter.
     noise = np.full((len(arrays["images"]), grid**2), grid**2, np.float32)
     keep = np.asarray(views["mae"].keep)

@@ -29,7 +29,7 @@ import numpy as np
 from scipy import stats
 
 from hmtl_jax import train
-from hmtl_jax.workdir import write_json
+from hmtl_jax.files import write_json
 
 HERE = pathlib.Path(__file__).parent
 DONE = "seconds.json"  # what a finished stage leaves

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from hmtl_jax import cluster, recipe
 from hmtl_jax.errors import UserError
-from hmtl_jax.state import TrainState, with_encoder
+from hmtl_jax.state import TrainState
 
 # Orbax's policies do not fit its own type hints.
 _preservation: Any = ocp.training.preservation_policies
@@ -169,11 +169,13 @@ def check_recipe(kept: Mapping[str, Any], config: ConfigDict, where: str) -> Non
         )
 
 
-def load_encoder(path: str, state: TrainState) -> tuple[TrainState, list[str], list[str]]:
-    """Puts the encoder of another run into `state`.
+def load_encoder(path: str, ours: Mapping[str, Any]) -> tuple[dict, list[str], list[str]]:
+    """The encoder of another run, in the place of ours.
 
-    path: a workdir (its best checkpoint, else its last) or one checkpoint's folder. The moving
-    average is taken where that run kept one. Returns the state and the paths taken and left.
+    path: a workdir (its best checkpoint, else its last) or one checkpoint's folder. ours:
+    {"params": …, "batch_stats": …} of an encoder, as arrays or as their shapes with shardings. The
+    moving average is taken where that run kept one. Returns the same tree, and the paths taken and
+    left.
     Raises UserError for an encoder of another shape, or with arrays that ours has no place for.
     """
     folder = os.path.abspath(_checkpoint_folder(pathlib.Path(path)))
@@ -184,23 +186,21 @@ def load_encoder(path: str, state: TrainState) -> tuple[TrainState, list[str], l
     source = saved["ema"] or saved
     if "encoder" not in source["params"]:
         raise UserError(f"init_from: {folder} holds no encoder, only {sorted(source['params'])}.")
-    parts = [p for p in ("params", "batch_stats") if "encoder" in getattr(state, p)]
     # Only the encoder is read, and each of its arrays goes straight to where ours lives.
     tree = jax.tree.map(lambda _: ocp.PLACEHOLDER, saved)
     wanted = tree["ema"] if saved["ema"] else tree
-    for part in parts:
-        ours = getattr(state, part)["encoder"]
-        _check_fit(folder, ours, source[part].get("encoder", {}))
+    for part, encoder in ours.items():
+        _check_fit(folder, encoder, source[part].get("encoder", {}))
         wanted[part]["encoder"] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), ours
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), encoder
         )
     with _readable(pathlib.Path(folder)):
         found = ocp.load(folder, tree)
     found = found["ema"] if saved["ema"] else found
-    encoder = {part: found[part]["encoder"] for part in parts}
+    encoder = {part: found[part]["encoder"] for part in ours}
     taken = [f"encoder/{name}" for name in _flat(encoder["params"])]
     left = [name for name in _flat(source["params"]) if name not in taken]
-    return with_encoder(state, encoder), taken, left
+    return encoder, taken, left
 
 
 def _check_fit(folder: str, ours: Any, theirs: Any) -> None:

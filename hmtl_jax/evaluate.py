@@ -8,17 +8,17 @@ import jax
 import numpy as np
 
 from hmtl_jax import sharding
-from hmtl_jax.workdir import write_json
+from hmtl_jax.files import write_json
 
 
-def predictions(eval_step: Any, state: Any, batches: Iterable, mesh: Any) -> dict[str, dict]:
+def predictions(eval_step: Any, variables: Any, batches: Iterable, mesh: Any) -> dict[str, dict]:
     """All valid rows of a split: `predictions` and `labels` by name, NumPy [N, …].
 
     The same on every process: eval_step must return replicated arrays.
     """
     parts = []
     for batch in batches:
-        found = jax.device_get(eval_step(state, sharding.to_devices(batch, mesh)))
+        found = jax.device_get(eval_step(variables, sharding.to_devices(batch, mesh)))
         valid = found["labels"].pop("valid")
         parts.append(jax.tree.map(lambda rows, valid=valid: rows[valid], found))
     joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

@@ -1,6 +1,7 @@
 """What networks start from: another run's checkpoint, or a safetensors file in timm's naming."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,22 +14,29 @@ from hmtl_jax.state import TrainState, count, with_encoder
 
 
 def init_from(config: ConfigDict, current: TrainState) -> TrainState:
-    """The state with the encoder of `config.init_from`; says what it took and what it left."""
+    """The state with the encoder of `config.init_from`."""
+    parts = {"params": current.params, "batch_stats": current.batch_stats}
+    ours = {part: tree["encoder"] for part, tree in parts.items() if "encoder" in tree}
+    return with_encoder(current, encoder(config, ours))
+
+
+def encoder(config: ConfigDict, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the encoder of `config.init_from`; says what it took and what it left.
+
+    ours: {"params": …, "batch_stats": …} of the recipe's encoder, arrays or shapes with shardings,
+    in whose place they come.
+    """
     path = config.init_from
     if path.endswith(".safetensors"):
-        ours = {"params": current.params["encoder"]}
-        if "encoder" in current.batch_stats:
-            ours["batch_stats"] = current.batch_stats["encoder"]
         found, left = pretrained.load(path, config.model.encoder, ours)
         found = jax.tree.map(_put_like, found, ours)
-        current = with_encoder(current, found)
         taken, left = f"{count(found['params']):,} parameters", ", ".join(left)
     else:
-        current, taken, left = checkpoint.load_encoder(path, current)
+        found, taken, left = checkpoint.load_encoder(path, ours)
         taken, left = checkpoint.grouped(taken), checkpoint.grouped(left)
     say(f"init_from {path}: took {taken}")
     say(f"init_from {path}: left {left or 'nothing'}")
-    return current
+    return found
 
 
 def networks(config: ConfigDict, current: TrainState) -> TrainState:

@@ -11,6 +11,7 @@ from hmtl_jax.cluster import say
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics.clock import Clock, duration
 from hmtl_jax.metrics.writer import Writer
+from hmtl_jax.program import owner
 
 Metrics = Mapping[str, Any]  # of jax.Array, whose stub lacks is_ready
 # Metrics of a step that count things; an interval has their sum, of others the mean.
@@ -98,7 +99,11 @@ class Log:
             )
 
     def _line(self, at: int, found: Mapping[str, float]) -> str:
-        losses = [f"{n[5:]} {v:.4f}" for n, v in found.items() if n.startswith("loss/")]
+        losses = [
+            f"{name[5:]} {value:.4f}"
+            for name, value in found.items()
+            if name.startswith("loss/") and not math.isnan(value)
+        ]
         notes = {"nonfinite": "steps not finite", "skipped_images": "images skipped"}
         said = [f"{found[n]:.0f} {note}" for n, note in notes.items() if found[n]]
         eta = self.clock.eta((self.steps - at) * self.batch_size)
@@ -107,19 +112,28 @@ class Log:
 
 
 def summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
-    """One line's numbers for the metrics of several steps, in the order of metrics.jsonl."""
-    found = {name: _mean([float(row[name]) for row in rows]) for name in rows[0]}
-    found |= {name: float(sum(row[name] for row in rows)) for name in COUNTS}
+    """One line's numbers for the metrics of several steps, in the order of metrics.jsonl.
+
+    A loss is the mean over the interval's examples that have it, whose number is its `count`: steps
+    whose batch has none do not dilute it. NaN where the whole interval has none.
+    """
+    found = {name: _mean(rows, name) for name in rows[0]}
+    summed = [name for name in rows[0] if name in COUNTS or name.startswith("count/")]
+    found |= {name: float(sum(row[name] for row in rows)) for name in summed}
     found["lr"] = float(rows[-1]["lr"])
-    order = ("loss/total", "loss/", "weight/", "lr", "grad_norm", "")
+    order = ("loss/total", "loss/", "count/", "weight/", "lr", "grad_norm", "")
     return dict(
         sorted(found.items(), key=lambda item: [item[0].startswith(o) for o in order].index(True))
     )
 
 
-def _mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+def _mean(rows: list[Mapping[str, Any]], name: str) -> float:
+    """The mean of the finite values, by the examples that each stands for where they are known."""
+    counted = "count/" + owner(name.removeprefix("loss/"))
+    values = [(float(row[name]), float(row.get(counted, 1.0))) for row in rows]
+    finite = [(value, count) for value, count in values if math.isfinite(value)]
+    total = sum(count for _, count in finite)
+    return sum(value * count for value, count in finite) / total if total else math.nan
 
 
 def _ranges(steps: list[int]) -> str:

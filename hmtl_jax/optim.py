@@ -118,6 +118,21 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scaled)
 
 
+def stopped(params: Any, frozen: str) -> Any:
+    """`params` without a gradient for those whose path matches the regular expression."""
+    return jax.tree.map(
+        lambda path, x: jax.lax.stop_gradient(x) if re.search(frozen, path) else x,
+        paths(params),
+        params,
+    )
+
+
+def updates_applied(opt_state: Any) -> jax.Array:
+    """How many updates the optimizer has made, int32 []: steps that were skipped do not count."""
+    # Every part that counts, counts the same; the schedule of the learning rate is one of them.
+    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
+
+
 def all_but(frozen: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx`, but parameters whose path matches the regular expression stay, without moments."""
     try:

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax import cluster, recipe, sharding, step, textures
-from hmtl_jax.data import augment, pipeline
+from hmtl_jax import build, cluster, infer, sharding, textures
+from hmtl_jax import images as image_ops
+from hmtl_jax.data import pipeline
 from hmtl_jax.metrics import writer
 from hmtl_jax.patches import unpatchify
 from hmtl_jax.pretext import inpaint, mae, puzzle
-from hmtl_jax.pretext.view import View
+from hmtl_jax.state import evaluation_variables
+from hmtl_jax.view import View
 
 ROWS = 8
 
@@ -52,10 +54,12 @@ def pretext_columns(run: Any, current: Any) -> dict[str, dict[str, np.ndarray]]:
     count = max(ROWS, run.mesh.size) // run.mesh.size * run.mesh.size
     batches = pipeline.eval_batches(source, **run.loading(count))
     batch = sharding.to_devices(next(iter(batches)), run.mesh)
-    pretext_step = recipe.jitted(
-        step.pretext_step, run.program, out_shardings=sharding.replicated(run.mesh)
+    pretext_step = build.jitted(
+        infer.pretext_step, run.program, out_shardings=sharding.replicated(run.mesh)
     )
-    seen = jax.tree.map(lambda x: x[:ROWS], jax.device_get(pretext_step(current, batch)))
+    seen = jax.tree.map(
+        lambda x: x[:ROWS], jax.device_get(pretext_step(evaluation_variables(current), batch))
+    )
     grids = {}
     for view, output in seen["outputs"].items():
         name = view.partition("/")[0]
@@ -93,7 +97,7 @@ def _maps(pretext: mae.Mae, name: str, patches_bnp: np.ndarray) -> np.ndarray:
         patches_bnp = codes[patches_bnp] / codes[-1]
     maps = unpatchify(jnp.asarray(patches_bnp), pretext.patch, pretext.grid)
     if name == "rgb" and not pretext.norm_patch:
-        maps = augment.denormalise(maps)
+        maps = image_ops.denormalise(maps)
     if maps.shape[-1] not in (1, 3):
         maps = jnp.mean(maps, axis=-1, keepdims=True)
     return np.clip(np.asarray(maps), 0.0, 1.0)

@@ -13,7 +13,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import cluster, errors, evaluate, initial, recipe, sharding, state, step, workdir
+from hmtl_jax import (
+    build,
+    cluster,
+    errors,
+    evaluate,
+    files,
+    infer,
+    initial,
+    sharding,
+    state,
+    workdir,
+)
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics.classification import classification_metrics
@@ -114,14 +125,15 @@ def encoded(
 
     Of the split for training `data.subset` is read, the same share of each class.
     """
-    program = recipe.build_encoder(config)
-    shapes = state.abstract(program, mesh)
-    current = state.create_sharded(program, shapes)
+    program = build.encoder_alone(config)
+    variables = state.init_variables(program, mesh)
     if trained:
-        current = initial.init_from(config, current)
-    encode = recipe.jitted(step.encode_step, program, out_shardings=sharding.replicated(mesh))
-    loading = recipe.loading(config, labels, config.batch_size)
-    found, known = features(encode, current, pipeline.eval_batches(source, **loading), mesh)
+        ours = {part: tree["encoder"] for part, tree in variables.items()}
+        found = initial.encoder(config, ours)
+        variables = {part: {"encoder": tree} for part, tree in found.items()}
+    encode = build.jitted(infer.encode_step, program, out_shardings=sharding.replicated(mesh))
+    loading = build.loading(config, labels, config.batch_size)
+    found, known = features(encode, variables, pipeline.eval_batches(source, **loading), mesh)
     if source.split == config.data.train and config.data.subset < 1:
         classes = known[labels[0]]
         if classes.ndim > 1 or classes.dtype.kind == "f":
@@ -158,7 +170,7 @@ def report(
             }
         found[encoder]["train_examples"] = len(train[1])
     path = folder / f"probe-{label}.json"
-    workdir.write_json(path, found)
+    files.write_json(path, found)
     for kind in ("linear", "neighbours"):
         if kind in found["trained"]:
             metric = "accuracy" if "accuracy" in found["trained"][kind] else "rmse"
@@ -174,14 +186,14 @@ def _in_columns(features_nd: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def features(
-    encode_step: Any, state: Any, batches: Iterable, mesh: Any
+    encode_step: Any, variables: Any, batches: Iterable, mesh: Any
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Pooled features float32 [N, D] of a split, in its order, and its labels by name.
 
-    encode_step: (state, batch) -> {"predictions": {"pooled": [B, D]}, "labels": …}, as
-    step.encode_step jitted with replicated outputs.
+    encode_step: (variables, batch) -> {"predictions": {"pooled": [B, D]}, "labels": …}, as
+    infer.encode_step jitted with replicated outputs.
     """
-    found = evaluate.predictions(encode_step, state, batches, mesh)
+    found = evaluate.predictions(encode_step, variables, batches, mesh)
     return np.asarray(found["predictions"]["pooled"], np.float32), dict(found["labels"])
 
 

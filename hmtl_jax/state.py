@@ -55,8 +55,9 @@ def with_encoder(state: TrainState, found: Any) -> TrainState:
     return dataclasses.replace(state, **new)
 
 
-def create(program: Any) -> TrainState:
-    """The state at step 0; a pure function of the program's seed."""
+def create(training: Any) -> TrainState:
+    """The state at step 0 of a `step.Training`; a pure function of its program's seed."""
+    program = training.program
     variables = program.init_model(jax.random.key(program.seed))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     # A copy: the state is donated, and a buffer cannot be donated twice.
@@ -65,16 +66,16 @@ def create(program: Any) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=program.tx.init(params),
-        ema=averages if program.ema else {},
-        task_weights=program.weighting.init(),
+        opt_state=training.tx.init(params),
+        ema=averages if training.ema else {},
+        task_weights=training.weighting.init(),
         frozen=program.init_networks(jax.random.key(program.seed)),
     )
 
 
-def abstract(program: Any, mesh: Mesh) -> TrainState:
+def abstract(training: Any, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without its memory."""
-    shapes = jax.eval_shape(lambda: create(program))
+    shapes = jax.eval_shape(lambda: create(training))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
@@ -82,10 +83,20 @@ def abstract(program: Any, mesh: Mesh) -> TrainState:
     )
 
 
-def create_sharded(program: Any, shapes: TrainState) -> TrainState:
+def create_sharded(training: Any, shapes: TrainState) -> TrainState:
     """The state at step 0, each array made where it lives; `shapes` is what `abstract` returns."""
     where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return jax.jit(lambda: create(program), out_shardings=where)()
+    return jax.jit(lambda: create(training), out_shardings=where)()
+
+
+def init_variables(program: Any, mesh: Mesh) -> dict[str, Any]:
+    """What a forward pass of the program reads, drawn from its seed, each array where it lives."""
+
+    def draw():
+        return program.init_model(jax.random.key(program.seed))
+
+    where = sharding.tree_shardings(jax.eval_shape(draw), mesh)
+    return jax.jit(draw, out_shardings=where)()
 
 
 def count(params: Any) -> int:

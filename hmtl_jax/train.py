@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from hmtl_jax import (
+    build,
     checkpoint,
     cluster,
     evaluate,
     figures,
+    infer,
     initial,
     pictures,
     probe,
@@ -59,7 +61,7 @@ class Run:
         splits = (config.data.train, config.data.validation, config.data.test)
         self.sources = {split: open_split(config, split) for split in splits if split}
         self.source = self.sources[config.data.train]
-        made_tasks = recipe.make_tasks(config, self.source)
+        made_tasks = build.make_tasks(config, self.source)
         self.labels = tuple(
             sorted({label for task in made_tasks.values() for label in task.labels})
         )
@@ -71,33 +73,36 @@ class Run:
             subset=config.data.subset,
             stratify=recipe.stratified_by(config) or None,
         )
-        self.program = recipe.build(config, self.source, self.batches.num_examples)
+        self.training = build.training(config, made_tasks, self.batches.num_examples)
+        self.program = self.training.program
         self.steps = recipe.total_steps(config, self.batches.num_examples)
-        self.abstract = state.abstract(self.program, mesh)
+        self.abstract = state.abstract(self.training, mesh)
         everywhere = sharding.replicated(mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        self.train_step = recipe.jitted(
-            step.train_step, self.program, donate_argnums=0, out_shardings=(where, everywhere)
+        self.train_step = build.jitted(
+            step.train_step, self.training, donate_argnums=0, out_shardings=(where, everywhere)
         )
         if config.job == "train":
             # Traced here, because what does not fit shall be told before anything is written.
             rows = self.batches.abstract(config.batch_size)
             jax.eval_shape(self.train_step, self.abstract, sharding.of_batch(rows, mesh))
-        self.eval_step = recipe.jitted(step.eval_step, self.program, out_shardings=everywhere)
+        self.eval_step = build.jitted(infer.eval_step, self.program, out_shardings=everywhere)
         self.checkpoints = checkpoint.Checkpoints(
             folder.absolute() / "checkpoints", config.checkpoint.keep, bool(config.checkpoint.best)
         )
 
     def loading(self, batch_size: int) -> dict[str, Any]:
         """The arguments that training and evaluation batches share."""
-        return recipe.loading(self.config, self.labels, batch_size)
+        return build.loading(self.config, self.labels, batch_size)
 
     def evaluate(self, split: str, current: state.TrainState) -> dict[str, dict]:
         """The metrics of a split, written to eval/SPLIT-STEP.json; the same on every process."""
         source = self.sources[split]
         size = self.config.eval_batch_size or self.config.batch_size
         batches = pipeline.eval_batches(source, **self.loading(size))
-        found = evaluate.predictions(self.eval_step, current, batches, self.mesh)
+        found = evaluate.predictions(
+            self.eval_step, state.evaluation_variables(current), batches, self.mesh
+        )
         metrics = evaluate.metrics(self.program.tasks, found)
         if cluster.lead():
             examples, at = len(found["labels"]["index"]), int(current.step)
@@ -232,11 +237,13 @@ def fusion_cost(run: Run) -> float:
     size = run.config.data.image_size
     image = {"image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}
 
+    variables = state.evaluation_variables(run.abstract)
+
     def operations(of: Any) -> float:
-        costs = recipe.jitted(of, run.program).lower(run.abstract, image).cost_analysis()
+        costs = build.jitted(of, run.program).lower(variables, image).cost_analysis()
         return costs["flops"] if costs else float("nan")  # some backends count nothing
 
-    return operations(step.eval_step) / operations(step.encode_step)
+    return operations(infer.eval_step) / operations(infer.encode_step)
 
 
 def begin(run: Run) -> tuple[state.TrainState, Clock, int]:
@@ -248,7 +255,7 @@ def begin(run: Run) -> tuple[state.TrainState, Clock, int]:
         run.batches.set_state(meta["data"])
         say(f"going on from step {latest:,} of {run.steps:,}")
         return current, Clock.from_state(meta["clock"]), latest
-    current = state.create_sharded(run.program, run.abstract)
+    current = state.create_sharded(run.training, run.abstract)
     if run.config.init_from:
         current = initial.init_from(run.config, current)
     current = initial.networks(run.config, current)

@@ -1,17 +1,15 @@
 """The folder of a run: whose it is, whether it can take the run, and what it says of itself."""
 
 import json
-import os
 import pathlib
 import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from hmtl_jax import checkpoint, cluster, recipe
+from hmtl_jax import checkpoint, cluster, files, recipe
 from hmtl_jax.errors import UserError
 
 CONFIG, VERSIONS = "config.json", "versions.json"
@@ -71,8 +69,8 @@ def _size(number: float) -> str:
 def claim(folder: pathlib.Path, config: ConfigDict) -> None:
     """Leaves the recipe and the versions in the folder: from now on it belongs to that recipe."""
     if cluster.lead():
-        write_json(folder / CONFIG, recipe.flat(config))
-        write_json(folder / VERSIONS, versions())
+        files.write_json(folder / CONFIG, recipe.flat(config))
+        files.write_json(folder / VERSIONS, versions())
 
 
 def versions() -> dict[str, str]:
@@ -98,10 +96,3 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no recipe; delete it, or choose another --workdir.")
     return found
-
-
-def write_json(path: pathlib.Path, found: Mapping[str, Any]) -> None:
-    """Whole or not at all: a process may be killed here."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(partial, path)

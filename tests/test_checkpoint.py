@@ -11,7 +11,7 @@ import pytest
 
 from hmtl_jax import checkpoint, recipe, sharding
 from hmtl_jax.errors import UserError
-from hmtl_jax.state import TrainState
+from hmtl_jax.state import TrainState, with_encoder
 
 
 def config(lr=0.1):
@@ -71,6 +71,13 @@ def save(folder, scores, keep=2, **shape):
         found.save(state(step, seed=step, **shape), meta(step), score)
     found.wait()
     return found
+
+
+def with_encoder_of(path, before):
+    """The state with the encoder of a run, and the paths taken and left."""
+    ours = {"params": before.params["encoder"]} if "encoder" in before.params else {}
+    found, taken, left = checkpoint.load_encoder(path, ours)
+    return with_encoder(before, found), taken, left
 
 
 def kept(folder):
@@ -235,7 +242,7 @@ def trained(workdir, scores=(0.5, 0.1), **shape):
 
 def test_init_from_takes_the_best_encoders_average_and_nothing_else(tmp_path):
     before = state(0, seed=9)
-    after, taken, left = checkpoint.load_encoder(str(trained(tmp_path)), before)
+    after, taken, left = with_encoder_of(str(trained(tmp_path)), before)
     theirs = state(1, seed=1).ema["params"]["encoder"]
     assert equal(after.params["encoder"], theirs)
     assert equal(after.ema["params"]["encoder"], theirs)
@@ -254,7 +261,7 @@ def test_init_from_takes_the_best_encoders_average_and_nothing_else(tmp_path):
 
 def test_init_from_takes_one_checkpoint_and_the_weights_where_no_average_is_kept(tmp_path):
     folder = trained(tmp_path, ema=False) / "checkpoints" / "2"
-    after, _, _ = checkpoint.load_encoder(str(folder), state(0, seed=9, ema=False))
+    after, _, _ = with_encoder_of(str(folder), state(0, seed=9, ema=False))
     assert equal(after.params["encoder"], state(2, seed=2).params["encoder"])
     assert after.ema == {}
 
@@ -262,7 +269,7 @@ def test_init_from_takes_one_checkpoint_and_the_weights_where_no_average_is_kept
 def test_the_taken_encoder_lives_where_ours_did_and_may_be_donated(tmp_path):
     mesh = sharding.make_mesh(fsdp=4)
     before = jax.device_put(state(0), sharding.tree_shardings(state(0), mesh))
-    after, _, _ = checkpoint.load_encoder(str(trained(tmp_path)), before)
+    after, _, _ = with_encoder_of(str(trained(tmp_path)), before)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding, b.sharding), after, before)
     doubled = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(after)
     wanted = 2 * np.asarray(state(1, seed=1).ema["params"]["encoder"]["block0"]["kernel"])
@@ -279,14 +286,14 @@ def test_the_taken_encoder_lives_where_ours_did_and_may_be_donated(tmp_path):
 )
 def test_an_encoder_of_another_shape_is_refused(tmp_path, theirs, said):
     with pytest.raises(UserError, match=said):
-        checkpoint.load_encoder(str(trained(tmp_path, **theirs)), state(0))
+        with_encoder_of(str(trained(tmp_path, **theirs)), state(0))
 
 
 def test_a_place_without_checkpoints_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="neither a workdir with checkpoints nor a checkpoint"):
-            checkpoint.load_encoder(str(path), state(0))
+            with_encoder_of(str(path), state(0))
 
 
 def test_a_state_without_encoder_is_refused(tmp_path):
@@ -295,7 +302,7 @@ def test_a_state_without_encoder_is_refused(tmp_path):
     found.save(bare, meta(1), None)
     found.close()
     with pytest.raises(UserError, match=r"holds no encoder, only \['other'\]"):
-        checkpoint.load_encoder(str(tmp_path), state(0))
+        with_encoder_of(str(tmp_path), state(0))
 
 
 def test_paths_are_grouped_by_their_first_two_parts():

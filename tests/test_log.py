@@ -127,3 +127,13 @@ def test_a_loss_that_is_not_finite_may_be_skipped_and_counted(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert "not finite" not in printed[1]
     assert "1 steps not finite" in printed[2]
+
+
+def test_steps_that_lack_a_loss_do_not_dilute_its_mean():
+    usual = {"loss/total": 1.0, "lr": 0.1, "nonfinite": 0.0, "skipped_images": 0.0}
+    both = {"loss/age": 2.0, "count/age": 3.0, "loss/age/clean": 4.0}
+    none = {"loss/age": 0.0, "count/age": 0.0, "loss/age/clean": 0.0}
+    one = {"loss/age": 6.0, "count/age": 1.0, "loss/age/clean": 8.0}
+    found = summary([usual | row for row in (both, none, one)])
+    assert (found["loss/age"], found["loss/age/clean"], found["count/age"]) == (3.0, 5.0, 4.0)
+    assert np.isnan(summary([usual | none])["loss/age"])

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hmtl_jax import recipe, step
-from hmtl_jax.data.augment import normalise
+from hmtl_jax import build, recipe, step
 from hmtl_jax.errors import UserError
+from hmtl_jax.images import normalise
 from hmtl_jax.models import encoders, pretrained
 from hmtl_jax.pretext.inpaint import perceptual_distance
+from hmtl_jax.program import make_views
 from tests import runs, tiny
 
 NETWORK = "8x1x1/8"
@@ -48,19 +49,19 @@ def test_the_loss_compares_features_of_the_imported_network_and_does_not_train_i
     config.pretexts = {"inpaint": inpaint("unread", perceptual=1.0)}
     config.stream = "one_stream"
     config.weighting.name = "fixed"
-    program = tiny.program(config)
+    training = tiny.training(config)
     module, variables = network_of(16)
-    current = dataclasses.replace(tiny.first_state(program), frozen={"inpaint": variables})
+    current = dataclasses.replace(tiny.first_state(training), frozen={"inpaint": variables})
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes floats and integers
-        new, metrics = recipe.jitted(step.train_step, program)(current, tiny.batch())
+        new, metrics = build.jitted(step.train_step, training)(current, tiny.batch())
     jax.tree.map(np.testing.assert_array_equal, new.frozen, current.frozen)
 
     # By hand: the filled image and the original through the module.
     batch = tiny.batch()
-    examples = step.augmented(program, current.step, batch)
-    views, targets = step.make_views(program, examples["images"], examples["keys"])
+    examples = step.augmented(training, current.step, batch)
+    views, targets = make_views(training.program, examples["images"], examples["keys"])
     del views["clean"]
-    outputs = program.model.apply(
+    outputs = training.program.model.apply(
         {"params": current.params}, views, train=True, rngs={"dropout": jax.random.key(0)}
     )
     target, images = targets["inpaint"], examples["images"]

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks.compile_time import Faces, arguments_of
-from hmtl_jax import recipe, state
+from hmtl_jax import build, recipe, state
 from hmtl_jax.data import augment
 from hmtl_jax.errors import UserError
 from tests import tiny
@@ -37,8 +37,8 @@ def test_every_recipe_builds(name):
         config = module.get_config(argument) if argument else module.get_config()
         assert not unknown_keys(config, recipe.defaults())
         recipe.check(config)
-        program = recipe.build(config, Faces(), 25_000)
-        made = jax.eval_shape(lambda program=program: state.create(program))
+        training = build.training(config, build.make_tasks(config, Faces()), 25_000)
+        made = jax.eval_shape(lambda training=training: state.create(training))
         heads = {f"heads_{name}" for name in config.tasks}
         decoders = {f"decoders_{name}" for name in config.pretexts}
         assert set(made.params) == {"encoder"} | heads | decoders
@@ -46,7 +46,7 @@ def test_every_recipe_builds(name):
         stage = {"finetune", "supervised", "pretrain"} & set(argument.split(","))
         assert stage or set(promised) <= {part.kind for part in config.pretexts.values()}
         steps = recipe.total_steps(config, 25_000)
-        rates = [float(program.schedule(step)) for step in (0, steps // 2, steps)]
+        rates = [float(training.schedule(step)) for step in (0, steps // 2, steps)]
         assert rates[1] > rates[2] and rates[0] < rates[1]
 
 
@@ -76,16 +76,16 @@ def test_an_unknown_argument_of_a_recipe_is_refused(name):
 ##### What is asked for is what is built #####
 
 
-def build(changes):
-    """A program of the tiny recipe with `{"SECTION.KEY": value}` changed."""
+def built(changes):
+    """A training of the tiny recipe with `{"SECTION.KEY": value}` changed."""
     config = tiny.config(8)
     config.update_from_flattened_dict(changes)
     recipe.check(config)
-    return recipe.build(config, tiny.Source(), 8)
+    return build.training(config, build.make_tasks(config, tiny.Source()), 8)
 
 
-def weights(program, step=0):
-    made = program.weighting.weights(program.weighting.init(), {}, {}, step)
+def weights(training, step=0):
+    made = training.weighting.weights(training.weighting.init(), {}, {}, step)
     return {name: float(weight) for name, weight in made.items()}
 
 
@@ -96,12 +96,12 @@ def test_a_program_follows_its_recipe():
     config.model.update({"pool": "mean", "drop_path": 0.1, "head_dropout": 0.3, "remat": True})
     config.tasks.expression.label_smoothing = 0.2
     config.pretexts.mae.mask_ratio = 0.5
-    program = tiny.program(config)
-    assert (program.seed, program.accumulate, program.ema) == (3, 2, 0.5)
-    assert program.skip_nonfinite
-    assert program.augment == augment.Augment(image_size=16, flip=0.5)
-    assert weights(program) == {"expression": pytest.approx(0.1), "mae": pytest.approx(0.9)}
-    encoder, task = program.model.encoder, program.tasks["expression"]
+    training = tiny.training(config)
+    assert (training.program.seed, training.accumulate, training.ema) == (3, 2, 0.5)
+    assert training.skip_nonfinite
+    assert training.augment == augment.Augment(image_size=16, flip=0.5)
+    assert weights(training) == {"expression": pytest.approx(0.1), "mae": pytest.approx(0.9)}
+    encoder, task = training.program.model.encoder, training.program.tasks["expression"]
     assert (encoder.patch, encoder.dim, encoder.depth, encoder.heads) == (4, 16, 2, 2)
     assert (encoder.pool, encoder.drop_path, encoder.remat, encoder.scan) == (
         "mean",
@@ -109,47 +109,47 @@ def test_a_program_follows_its_recipe():
         True,
         False,
     )
-    assert program.model.heads["expression"].dropout == 0.3
+    assert training.program.model.heads["expression"].dropout == 0.3
     assert (task.classes, task.label_smoothing) == (tiny.CLASSES, 0.2)
-    mae = program.pretexts["mae"]
+    mae = training.program.pretexts["mae"]
     assert (mae.patch, mae.image_size, mae.num_kept) == (4, 16, 8)
 
 
 def test_every_augmentation_is_off_by_default():
-    assert build({}).augment == augment.Augment(image_size=16)
+    assert built({}).augment == augment.Augment(image_size=16)
     assert set(recipe.defaults().augment) == set(augment.Augment.__dataclass_fields__) - {
         "image_size"
     }
 
 
 def test_weights_of_the_parts_multiply():
-    program = build(
+    training = built(
         {"weighting.name": "fixed", "tasks.expression.weight": 2.0, "pretexts.mae.weight": 0.5}
     )
-    assert weights(program) == {"expression": 2.0, "mae": 0.5}
+    assert weights(training) == {"expression": 2.0, "mae": 0.5}
 
 
 def test_balanced_weights_are_majority_count_by_class_count():
     config = tiny.config(8)
     config.tasks.expression.class_weights = "balanced"
     # Four calm, two glad, one grim, one without a label.
-    made = recipe.make_tasks(config, tiny.Source())
+    made = build.make_tasks(config, tiny.Source())
     assert made["expression"].class_weights == (1.0, 2.0, 4.0)
-    assert recipe.balanced_weights(np.array([0, 0, 0, 1, -1]), 3) == (1.0, 3.0, 1.0)
+    assert build.balanced_weights(np.array([0, 0, 0, 1, -1]), 3) == (1.0, 3.0, 1.0)
 
 
 def test_class_weights_are_given_or_none():
     config = tiny.config(8)
-    assert recipe.make_tasks(config, tiny.Source())["expression"].class_weights == ()
+    assert build.make_tasks(config, tiny.Source())["expression"].class_weights == ()
     part = recipe.task("classification", label="expression", class_weights=(1, 2, 3))
     config.tasks.expression = part
-    assert recipe.make_tasks(config, tiny.Source())["expression"].class_weights == (1.0, 2.0, 3.0)
+    assert build.make_tasks(config, tiny.Source())["expression"].class_weights == (1.0, 2.0, 3.0)
     for wrong in ("balance", (1.0, 2.0)):
         config.tasks.expression = recipe.task(
             "classification", label="expression", class_weights=wrong
         )
         with pytest.raises(UserError, match=r"class_weights must be 'none', 'balanced' or 3 num"):
-            recipe.make_tasks(config, tiny.Source())
+            build.make_tasks(config, tiny.Source())
 
 
 def test_steps_come_from_epochs_or_are_given():
@@ -252,7 +252,7 @@ def test_pretraining_reads_the_subset_of_the_tasks():
 )
 def test_a_wrong_value_is_named_with_its_mend(changes, says):
     with pytest.raises(UserError, match=says):
-        build(changes)
+        built(changes)
 
 
 def test_a_recipe_trains_something_under_one_name():
@@ -274,14 +274,14 @@ def test_a_refusal_names_the_part_as_the_recipe_does():
     config = tiny.config(8)
     config.pretexts.jig = recipe.pretext_task("puzzle", tiles=7)
     with pytest.raises(UserError, match=r"^pretexts\.jig\.tiles is 7"):
-        tiny.program(config)
+        tiny.training(config)
     config.pretexts.jig = recipe.pretext_task("mae", targets=("lbpp",))
     with pytest.raises(UserError, match=r"^pretexts\.jig: Unknown texture 'lbpp'"):
-        tiny.program(config)
+        tiny.training(config)
     config = tiny.config(8)
     config.tasks.face = recipe.task("multilabel", labels="attributes")
     with pytest.raises(UserError, match=r"^tasks\.face: The multilabel task's labels must be a"):
-        recipe.make_tasks(config, Labelled())
+        build.make_tasks(config, Labelled())
 
 
 def test_tasks_read_the_views_of_pretexts_in_the_stream_alone():
@@ -291,7 +291,7 @@ def test_tasks_read_the_views_of_pretexts_in_the_stream_alone():
     for stream, wanted in (("one_stream", ("puzzle",)), ("siamese", ("clean", "puzzle"))):
         config.stream = stream
         recipe.check(config)
-        assert tiny.program(config).model.reads == {"expression": wanted}
+        assert tiny.training(config).program.model.reads == {"expression": wanted}
 
 
 def test_fusion_needs_a_task():
@@ -374,7 +374,7 @@ def test_names_of_outputs_come_from_the_data_set():
         "numbers": recipe.task("regression", labels=("valence", "age")),
         "pose": recipe.task("pose", labels=("pose",)),
     }
-    made = recipe.make_tasks(config, Labelled())
+    made = build.make_tasks(config, Labelled())
     assert made["attributes"].columns == ("glasses", "beard")
     assert made["numbers"].columns == ("valence", "age")
     assert made["pose"].num_outputs == 6
@@ -392,7 +392,7 @@ def test_a_label_that_the_data_set_lacks_lists_those_it_has(task):
     config = tiny.config(8)
     config.tasks = {"mine": task}
     with pytest.raises(UserError, match=r"tasks\.mine\.labels? 'hat' .* it has age, attributes, "):
-        recipe.make_tasks(config, Labelled())
+        build.make_tasks(config, Labelled())
 
 
 def test_positive_weights_are_counted_given_or_none():
@@ -406,19 +406,19 @@ def test_positive_weights_are_counted_given_or_none():
     for given, found in wanted.items():
         task = recipe.task("multilabel", labels=("attributes",), positive_weights=given)
         config.tasks = {"mine": task}
-        assert recipe.make_tasks(config, Attributes())["mine"].positive_weights == found
+        assert build.make_tasks(config, Attributes())["mine"].positive_weights == found
     for wrong in ("equal", (1.0,)):
         task = recipe.task("multilabel", labels=("attributes",), positive_weights=wrong)
         config.tasks = {"mine": task}
         with pytest.raises(UserError, match=r"tasks\.mine\.positive_weights must be .* or 2 num"):
-            recipe.make_tasks(config, Attributes())
+            build.make_tasks(config, Attributes())
 
 
 def test_logit_adjustment_gets_the_shares_of_the_classes():
     config = tiny.config(8)
     config.tasks.expression.logit_adjustment = 1.0
     # Four calm, two glad, one grim, one without a label.
-    made = recipe.make_tasks(config, tiny.Source())
+    made = build.make_tasks(config, tiny.Source())
     np.testing.assert_allclose(made["expression"].priors, [4 / 7, 2 / 7, 1 / 7])
 
 
@@ -427,7 +427,7 @@ def test_angles_are_not_mixed():
     config.tasks = {"pose": recipe.task("pose", labels=("pose",))}
     config.augment.mixup = 0.8
     with pytest.raises(UserError, match=r"tasks\.pose: the mean of two labels .* augment\.mixup"):
-        recipe.make_tasks(config, Labelled())
+        build.make_tasks(config, Labelled())
 
 
 def test_a_pose_is_not_turned_by_augmentation():
@@ -435,47 +435,47 @@ def test_a_pose_is_not_turned_by_augmentation():
     config.tasks = {"pose": recipe.task("pose", labels=("pose",))}
     config.augment.randaugment = (2, 9)
     with pytest.raises(UserError, match=r"tasks\.pose: RandAugment turns .* to False"):
-        recipe.make_tasks(config, Labelled())
+        build.make_tasks(config, Labelled())
     config.augment.randaugment_geometric = False
-    recipe.make_tasks(config, Labelled())
+    build.make_tasks(config, Labelled())
 
 
 def test_a_perceptual_loss_needs_the_moving_average():
     config = tiny.config(8)
     config.pretexts = {"inpaint": recipe.pretext_task("inpaint")}
     with pytest.raises(UserError, match=r"pretexts\.inpaint\.perceptual .* set optim\.ema"):
-        tiny.program(config)
+        tiny.training(config)
     config.optim.ema = 0.9
-    assert tiny.program(config).pretexts["inpaint"].perceptual == 0.1
+    assert tiny.training(config).program.pretexts["inpaint"].perceptual == 0.1
 
 
 def test_an_imported_perceptual_network_needs_no_moving_average_and_must_fit_the_image():
     config = tiny.config(8)
     network = {"perceptual_encoder": "8x1x1/8", "perceptual_weights": "file.safetensors"}
     config.pretexts = {"inpaint": recipe.pretext_task("inpaint", **network)}
-    assert set(tiny.program(config).networks) == {"inpaint"}
+    assert set(tiny.training(config).program.networks) == {"inpaint"}
     config.pretexts.inpaint.perceptual_encoder = "8x1x1/5"
     with pytest.raises(
         UserError, match=r"^pretexts\.inpaint\.perceptual_encoder: patch 5 does not"
     ):
-        tiny.program(config)
+        tiny.training(config)
     config.pretexts.inpaint.perceptual_encoder = "8x1x1/8"
     config.pretexts.inpaint.perceptual = 0.0
     with pytest.raises(UserError, match=r"perceptual is 0, so .*perceptual_encoder is not read"):
-        tiny.program(config)
+        tiny.training(config)
     config.pretexts.inpaint.perceptual = 0.1
     config.pretexts.inpaint.perceptual_encoder = ""
     with pytest.raises(UserError, match="a network and its safetensors file; set both or neither"):
-        tiny.program(config)
+        tiny.training(config)
 
 
 def test_learned_positions_refuse_views_of_another_size():
     config = tiny.config(8)
     config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, sizes=(16, 8))}
-    tiny.program(config)
+    tiny.training(config)
     config.model.positions = "learned"
     with pytest.raises(UserError, match=r"puzzle\.sizes holds \[8\], which learned positions"):
-        tiny.program(config)
+        tiny.training(config)
 
 
 def test_a_key_that_was_not_there_yet_counts_as_its_default():
@@ -490,11 +490,11 @@ def test_a_sum_over_the_whole_batch_refuses_micro_batches():
     config = tiny.config(8, accumulate=2)
     config.tasks = {"valence": recipe.task("regression", labels=("valence",), objective="ccc")}
     with pytest.raises(UserError, match=r"'ccc' is taken over the whole batch; set optim\.accum"):
-        recipe.make_tasks(config, Labelled())
+        build.make_tasks(config, Labelled())
 
 
 def test_a_binary_task_needs_two_classes():
     config = tiny.config(8)
     config.tasks = {"expression": recipe.task("binary", label="expression")}
     with pytest.raises(UserError, match="has 3 classes, not two; make it a classification task"):
-        recipe.make_tasks(config, Labelled())
+        build.make_tasks(config, Labelled())

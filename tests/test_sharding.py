@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from hmtl_jax import recipe, sharding, state, step
+from hmtl_jax import build, recipe, sharding, state, step
 from hmtl_jax.errors import UserError
 from hmtl_jax.models.hybrid import interleaved
 from tests import tiny
@@ -21,7 +21,7 @@ MESHES = {"one": (1, 1), "data": (8, 1), "fsdp": (2, 4)}
 
 
 @pytest.fixture(scope="module")
-def program():
+def training():
     """All that could tell devices apart: every kind of randomness, missing rows, micro-batches."""
     config = tiny.config(
         ROWS, name="sgd", lr=0.1, b1=0.9, clip=1.0, ema=0.9, accumulate=2, weight_decay=0.05
@@ -29,7 +29,7 @@ def program():
     config.augment.update({"flip": 0.5, "mixup": 0.8})
     config.model.update({"scan": True, "drop_path": 0.4, "head_dropout": 0.2})
     config.pretexts.mae.targets = ("rgb",)
-    return tiny.program(config)
+    return tiny.training(config)
 
 
 @dataclasses.dataclass
@@ -42,21 +42,21 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def run(program):
+def run(training):
     """`run(name)`: three steps on that mesh, made once."""
-    return functools.cache(functools.partial(three_steps, program))
+    return functools.cache(functools.partial(three_steps, training))
 
 
-def three_steps(program, name):
+def three_steps(training, name):
     data, fsdp = MESHES[name]
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     rows = tiny.batch(ROWS, missing=(0, 2, 4, 6, 8, 50), invalid=(3, 79))
     with jax.set_mesh(mesh):
-        where = jax.tree.map(lambda leaf: leaf.sharding, state.abstract(program, mesh))
-        current = jax.device_put(tiny.first_state(program), where)
+        where = jax.tree.map(lambda leaf: leaf.sharding, state.abstract(training, mesh))
+        current = jax.device_put(tiny.first_state(training), where)
         batch = sharding.to_devices(rows, mesh)
-        train_step = recipe.jitted(
-            step.train_step, program, out_shardings=(where, sharding.replicated(mesh))
+        train_step = build.jitted(
+            step.train_step, training, out_shardings=(where, sharding.replicated(mesh))
         )
         compiled = train_step.lower(current, batch).compile()
         metrics = []
@@ -67,12 +67,12 @@ def three_steps(program, name):
 
 
 @pytest.mark.parametrize("name", ["data", "fsdp"])
-def test_devices_change_neither_metrics_nor_parameters(program, run, name):
+def test_devices_change_neither_metrics_nor_parameters(training, run, name):
     one, many = run("one"), run(name)
     for wanted, found in zip(one.metrics, many.metrics, strict=True):
         for key, value in wanted.items():
             assert found[key] == pytest.approx(value, rel=2e-5), key
-    start = tiny.first_state(program)
+    start = tiny.first_state(training)
     for field in ("params", "ema", "opt_state"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
@@ -126,21 +126,21 @@ def test_devices_change_neither_batch_statistics_nor_what_a_weighting_learns(wei
     config = tiny.config(ROWS, name="sgd", lr=0.1, ema=0.9, accumulate=2)
     config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, sizes=(16, 8))}
     config.stream, config.weighting.name, config.weighting.lr = "siamese", weighting, 0.05
-    program = tiny.program(config)
-    program = dataclasses.replace(program, model=program.model.clone(encoder=tiny.Normed()))
+    training = tiny.training(config)
+    training = tiny.changed(training, model=training.program.model.clone(encoder=tiny.Normed()))
     batches = [tiny.batch(ROWS, missing=range(ROWS)), tiny.batch(ROWS, invalid=(3, 79))]
     done = {}
     for name in ("one", "data"):
         data, fsdp = MESHES[name]
         mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
         with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-            where = jax.tree.map(lambda leaf: leaf.sharding, state.abstract(program, mesh))
+            where = jax.tree.map(lambda leaf: leaf.sharding, state.abstract(training, mesh))
             start = dataclasses.replace(
-                tiny.first_state(program), task_weights=program.weighting.init()
+                tiny.first_state(training), task_weights=training.weighting.init()
             )
             current = jax.device_put(start, where)
-            train_step = recipe.jitted(
-                step.train_step, program, out_shardings=(where, sharding.replicated(mesh))
+            train_step = build.jitted(
+                step.train_step, training, out_shardings=(where, sharding.replicated(mesh))
             )
             for batch in batches:
                 current, metrics = train_step(current, sharding.to_devices(batch, mesh))

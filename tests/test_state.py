@@ -12,15 +12,15 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def program():
+def training():
     config = tiny.config(ema=0.9)
     config.model.scan = True  # compiles in half the time
-    return tiny.program(config)
+    return tiny.training(config)
 
 
 @pytest.fixture(scope="module")
-def plain(program):
-    return jax.jit(lambda: state.create(program))()
+def plain(training):
+    return jax.jit(lambda: state.create(training))()
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def shapes(program, mesh):
-    return state.abstract(program, mesh)
+def shapes(training, mesh):
+    return state.abstract(training, mesh)
 
 
 @pytest.fixture(scope="module")
-def sharded(program, mesh, shapes):
+def sharded(training, mesh, shapes):
     with jax.set_mesh(mesh):
-        return state.create_sharded(program, shapes)
+        return state.create_sharded(training, shapes)
 
 
 def test_it_starts_from_the_seed_whatever_the_devices(plain, sharded):
@@ -51,10 +51,8 @@ def test_it_starts_from_the_seed_whatever_the_devices(plain, sharded):
     assert np.asarray(plain.params["encoder"]["cls"]).std() == pytest.approx(0.02, rel=0.5)
 
 
-def test_another_seed_starts_elsewhere(program, plain):
-    cls = jax.jit(
-        lambda: state.create(dataclasses.replace(program, seed=1)).params["encoder"]["cls"]
-    )()
+def test_another_seed_starts_elsewhere(training, plain):
+    cls = jax.jit(lambda: state.create(tiny.changed(training, seed=1)).params["encoder"]["cls"])()
     assert not np.allclose(cls, plain.params["encoder"]["cls"])
 
 

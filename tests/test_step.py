@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from skimage.feature import local_binary_pattern
 
-from hmtl_jax import recipe, state, step
+from hmtl_jax import build, infer, recipe, state, step
 from hmtl_jax.data import augment
+from hmtl_jax.program import make_views
+from hmtl_jax.state import evaluation_variables
 from tests import reference, tiny
 
 LAM, LR, MOMENTUM, DECAY, EMA, CLIP = 0.1, 0.5, 0.9, 0.05, 0.9, 0.05
@@ -31,18 +34,18 @@ def config_of(**optim):
 
 
 @pytest.fixture(scope="module")
-def program():
-    return tiny.program(config_of())
+def training():
+    return tiny.training(config_of())
 
 
 @pytest.fixture(scope="module")
-def before(program):
-    return tiny.first_state(program)
+def before(training):
+    return tiny.first_state(training)
 
 
 @pytest.fixture(scope="module")
-def train_step(program):
-    return recipe.jitted(step.train_step, program)
+def train_step(training):
+    return build.jitted(step.train_step, training)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +66,20 @@ def targets():
     return {"rgb": reference.patches(rgb, 4), "lbp": reference.patches(lbp, 4)}
 
 
-def kept(program, at: int):
+def evaluated(training, state):
+    variables = evaluation_variables(state)
+    return build.jitted(infer.eval_step, training.program)(variables, BATCH)
+
+
+def shapes(of, training, state):
+    variables = evaluation_variables(state)
+    return jax.eval_shape(functools.partial(of, training.program), variables, BATCH)
+
+
+def kept(training, at: int):
     """The masks of a step: the one thing that the reference takes from the code under test."""
-    keys = step.augmented(program, jnp.int32(at), BATCH)["keys"]["mae"]
-    ((view, _),) = program.pretexts["mae"].views(keys, jnp.zeros((8, 16, 16, 3)))
+    keys = step.augmented(training, jnp.int32(at), BATCH)["keys"]["mae"]
+    ((view, _),) = training.program.pretexts["mae"].views(keys, jnp.zeros((8, 16, 16, 3)))
     return np.asarray(view.keep)
 
 
@@ -91,22 +104,22 @@ def reference_losses(params, keep_bk):
     return losses | {"total": LAM * losses["expression"] + (1 - LAM) * losses["mae"]}
 
 
-def test_losses_equal_the_reference(program, before, after, train_step):
+def test_losses_equal_the_reference(training, before, after, train_step):
     metrics = after[1]
-    wanted = reference_losses(tiny.float64(before.params), kept(program, 0))
+    wanted = reference_losses(tiny.float64(before.params), kept(training, 0))
     for name, value in wanted.items():
         assert float(metrics[f"loss/{name}"]) == pytest.approx(value, rel=1e-5), name
     # And those of the next step, with the parameters of this one and other masks.
-    wanted = reference_losses(tiny.float64(after[0].params), kept(program, 1))
+    wanted = reference_losses(tiny.float64(after[0].params), kept(training, 1))
     metrics = train_step(after[0], BATCH)[1]
     for name, value in wanted.items():
         assert float(metrics[f"loss/{name}"]) == pytest.approx(value, rel=1e-5), name
 
 
-def test_updated_parameters_equal_the_reference(program, before, after):
+def test_updated_parameters_equal_the_reference(training, before, after):
     """Along random directions of each array, by differences of the reference's loss."""
     rng, epsilon = np.random.default_rng(0), 1e-4
-    keep = kept(program, 0)
+    keep = kept(training, 0)
     old, new = tiny.float64(before.params), tiny.float64(after[0].params)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(old)
 
@@ -235,8 +248,8 @@ def careful():
     """The same step in four micro-batches, clipped, and undone where it is not finite."""
     config = config_of(accumulate=4, clip=CLIP)
     config.nonfinite = "skip"
-    program = tiny.program(config)
-    return recipe.jitted(step.train_step, program), tiny.first_state(program)
+    training = tiny.training(config)
+    return build.jitted(step.train_step, training), tiny.first_state(training)
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +292,8 @@ def puzzled(**changes):
     config.weighting.name = "fixed"
     config.update_from_flattened_dict(changes)
     recipe.check(config)
-    program = tiny.program(config)
-    return program, tiny.first_state(program)
+    training = tiny.training(config)
+    return training, tiny.first_state(training)
 
 
 def logits_of(params, images_bhwc):
@@ -301,28 +314,30 @@ def expression_loss(params, images_bhwc):
     return np.sum(each) / len(each)
 
 
-def views_of(program):
+def views_of(training):
     """The images of each view in the first step."""
-    examples = step.augmented(program, jnp.int32(0), BATCH)
-    views, _ = step.make_views(program, examples["images"], examples["keys"])
+    examples = step.augmented(training, jnp.int32(0), BATCH)
+    views, _ = make_views(training.program, examples["images"], examples["keys"])
     return {name: np.asarray(view.images, np.float64) for name, view in views.items()}
 
 
 def test_one_stream_trains_the_task_on_the_pretexts_view_alone():
-    program, before = puzzled(stream="one_stream")
-    _, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
-    views, params = views_of(program), tiny.float64(before.params)
+    training, before = puzzled(stream="one_stream")
+    _, metrics = build.jitted(step.train_step, training)(before, BATCH)
+    views, params = views_of(training), tiny.float64(before.params)
     wanted = expression_loss(params, views["puzzle"])
     assert float(metrics["loss/expression"]) == pytest.approx(wanted, rel=1e-5)
     assert wanted != pytest.approx(expression_loss(params, views["clean"]), rel=1e-3)
     # The clean view is not even encoded.
     both, _ = puzzled()
     flops = [
-        recipe.jitted(step.train_step, p).lower(before, BATCH).cost_analysis()["flops"]
-        for p in (program, both)
+        build.jitted(step.train_step, p).lower(before, BATCH).cost_analysis()["flops"]
+        for p in (training, both)
     ]
     assert flops[0] < 0.6 * flops[1]
-    predictions = recipe.jitted(step.eval_step, program)(before, BATCH)["predictions"]
+    predictions = build.jitted(infer.eval_step, training.program)(
+        evaluation_variables(before), BATCH
+    )["predictions"]
     average = tiny.float64(before.ema["params"])
     wanted = reference.softmax(logits_of(average, views["clean"]))
     np.testing.assert_allclose(predictions["expression"], wanted, atol=1e-5)
@@ -333,9 +348,9 @@ def test_one_stream_trains_the_task_on_the_pretexts_view_alone():
 )
 def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulate):
     sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
-    program, before = puzzled(stream=stream, **sizes)
-    after, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
-    views = views_of(program)
+    training, before = puzzled(stream=stream, **sizes)
+    after, metrics = build.jitted(step.train_step, training)(before, BATCH)
+    views = views_of(training)
     assert {name: v.shape[1] for name, v in views.items()} == {
         "clean": 16, "puzzle/0": 16, "puzzle/1": 8,
     }  # fmt: skip
@@ -366,11 +381,11 @@ def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulat
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_batch_statistics_take_in_each_call_of_the_encoder_in_turn(accumulate):
     sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
-    program, _ = puzzled(stream="siamese", **sizes)
-    program = dataclasses.replace(program, model=program.model.clone(encoder=tiny.Normed()))
-    before = tiny.first_state(program)
-    after, _ = recipe.jitted(step.train_step, program)(before, BATCH)
-    views = {name: reference.normalise(images) for name, images in views_of(program).items()}
+    training, _ = puzzled(stream="siamese", **sizes)
+    training = tiny.changed(training, model=training.program.model.clone(encoder=tiny.Normed()))
+    before = tiny.first_state(training)
+    after, _ = build.jitted(step.train_step, training)(before, BATCH)
+    views = {name: reference.normalise(images) for name, images in views_of(training).items()}
     mean, variance = np.zeros(3), np.zeros(3)
     for part in range(accumulate):  # row r is in micro-batch r % accumulate
         one, other, small = (
@@ -392,7 +407,7 @@ def losses_alone(before, name):
     for part in (config.tasks.expression, config.pretexts.mae):
         part.weight = 0.0
     {**config.tasks, **config.pretexts}[name].weight = 1.0
-    done = recipe.jitted(step.train_step, tiny.program(config))(before, BATCH)
+    done = build.jitted(step.train_step, tiny.training(config))(before, BATCH)
     return gradients(before, done[0])
 
 
@@ -406,10 +421,10 @@ def alone(before):
 def test_each_weighting_combines_the_gradients_by_its_formula(name, accumulate, before, alone):
     config = config_of(accumulate=accumulate)
     config.weighting.name = name
-    program = tiny.program(config)
-    first = dataclasses.replace(before, task_weights=program.weighting.init())
+    training = tiny.training(config)
+    first = dataclasses.replace(before, task_weights=training.weighting.init())
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam has an integer counter
-        after, metrics = recipe.jitted(step.train_step, program)(first, BATCH)
+        after, metrics = build.jitted(step.train_step, training)(first, BATCH)
     losses = {n: float(metrics[f"loss/{n}"]) for n in alone}
     wanted = dict.fromkeys(alone, 1.0)
     if name == "geometric":
@@ -442,8 +457,8 @@ def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
     """Labels in one micro-batch of two are there; without any, the pretext is the whole total."""
     config = config_of(accumulate=2)
     config.weighting.name = "geometric"
-    program = tiny.program(config)
-    train_step = recipe.jitted(step.train_step, program)
+    training = tiny.training(config)
+    train_step = build.jitted(step.train_step, training)
     _, metrics = train_step(before, tiny.batch(8, missing=(1, 3, 5, 7)))
     losses = {n: float(metrics[f"loss/{n}"]) for n in ("expression", "mae")}
     total = np.sqrt(losses["expression"] * losses["mae"])
@@ -458,27 +473,29 @@ def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
 def test_a_fused_head_reads_the_pretexts_view_in_training_and_evaluation(operator):
     config = config_of()
     config.model.fusion = operator
-    program = tiny.program(config)
-    before = tiny.first_state(program)
-    _, metrics = recipe.jitted(step.train_step, program)(before, BATCH)
+    training = tiny.training(config)
+    before = tiny.first_state(training)
+    _, metrics = build.jitted(step.train_step, training)(before, BATCH)
     assert np.isfinite(float(metrics["loss/expression"]))
-    evaluate = recipe.jitted(step.eval_step, program)
-    found = evaluate(before, BATCH)["predictions"]["expression"]
-    assert_equal(evaluate(before, BATCH)["predictions"]["expression"], found)
+    evaluate = build.jitted(infer.eval_step, training.program)
+    found = evaluate(evaluation_variables(before), BATCH)["predictions"]["expression"]
+    assert_equal(evaluate(evaluation_variables(before), BATCH)["predictions"]["expression"], found)
     # An image's prediction does not hang on its place in the batch.
     turned = {name: np.roll(rows, 1, axis=0) for name, rows in BATCH.items()}
-    again = evaluate(before, turned)["predictions"]["expression"]
+    again = evaluate(evaluation_variables(before), turned)["predictions"]["expression"]
     np.testing.assert_allclose(again, np.roll(found, 1, axis=0), atol=1e-6)
-    plain = dataclasses.replace(program, model=program.model.clone(fuse=""))
+    plain = tiny.changed(training, model=training.program.model.clone(fuse=""))
     with pytest.raises(TypeError):  # the other view's stages are what the head asks for
-        jax.eval_shape(functools.partial(step.eval_step, plain), before, BATCH)
+        jax.eval_shape(
+            functools.partial(infer.eval_step, plain.program), evaluation_variables(before), BATCH
+        )
 
 
 def test_tasks_may_read_a_texture(before):
     config = config_of()
     config.model.input = "lbp"
-    program = tiny.program(config)
-    found = recipe.jitted(step.eval_step, program)(before, BATCH)["predictions"]["expression"]
+    training = tiny.training(config)
+    found = evaluated(training, before)["predictions"]["expression"]
     images = BATCH["image"].astype(np.float64)
     grey = np.round(images @ [0.299, 0.587, 0.114]).astype(np.uint8)
     lbp = np.stack([local_binary_pattern(image, 8, 1) for image in grey])[..., None] / 255
@@ -491,11 +508,11 @@ def test_tasks_may_read_a_texture(before):
 
 
 def augmented(seed=0, **settings):
-    program = tiny.program(config_of())
-    program = dataclasses.replace(
-        program, seed=seed, augment=augment.Augment(image_size=16, **settings)
+    training = tiny.training(config_of())
+    training = dataclasses.replace(
+        tiny.changed(training, seed=seed), augment=augment.Augment(image_size=16, **settings)
     )
-    return jax.jit(functools.partial(step.augmented, program))(jnp.int32(3), BATCH)
+    return jax.jit(functools.partial(step.augmented, training))(jnp.int32(3), BATCH)
 
 
 def test_mixing_gives_soft_labels_of_both_sources():
@@ -527,11 +544,11 @@ class Leaning:
         return jnp.where(flipped, -target, target)
 
 
-def test_each_task_mends_its_label_for_a_mirror(program):
-    program = dataclasses.replace(
-        program, tasks={"pose": Leaning}, augment=augment.Augment(16, flip=0.5)
+def test_each_task_mends_its_label_for_a_mirror(training):
+    training = dataclasses.replace(
+        tiny.changed(training, tasks={"pose": Leaning}), augment=augment.Augment(16, flip=0.5)
     )
-    found = jax.device_get(step.augmented(program, jnp.int32(0), BATCH))
+    found = jax.device_get(step.augmented(training, jnp.int32(0), BATCH))
     images = BATCH["image"] / np.float32(255)
     mirrored = found["targets"]["pose"] < 0
     assert 0 < mirrored.sum() < 8
@@ -568,11 +585,11 @@ def test_the_state_keeps_its_form(model, optim):
     config = config_of(**optim)
     config.model.update(model)
     config.nonfinite = "skip"
-    program = tiny.program(config)
-    old = jax.eval_shape(lambda: state.create(program))
+    training = tiny.training(config)
+    old = jax.eval_shape(lambda: state.create(training))
     # Optax's Adam mixes a float with an integer counter.
     with jax.numpy_dtype_promotion("standard"):
-        new, metrics = jax.eval_shape(functools.partial(step.train_step, program), old, BATCH)
+        new, metrics = jax.eval_shape(functools.partial(step.train_step, training), old, BATCH)
     form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert form(new) == form(old)
     assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype("float32")}
@@ -584,20 +601,22 @@ def test_tasks_or_pretexts_alone(without):
     config = config_of()
     config[without] = {}
     config.weighting.name = "fixed"
-    program = tiny.program(config)
-    old = jax.eval_shape(lambda: state.create(program))
-    _, metrics = jax.eval_shape(functools.partial(step.train_step, program), old, BATCH)
+    training = tiny.training(config)
+    old = jax.eval_shape(lambda: state.create(training))
+    _, metrics = jax.eval_shape(functools.partial(step.train_step, training), old, BATCH)
     gone, left = ("expression", "mae") if without == "tasks" else ("mae", "expression")
     assert f"loss/{left}" in metrics and f"loss/{gone}" not in metrics
-    found = jax.eval_shape(functools.partial(step.eval_step, program), old, BATCH)
+    found = jax.eval_shape(
+        functools.partial(infer.eval_step, training.program), evaluation_variables(old), BATCH
+    )
     assert set(found["predictions"]) == ({"expression"} if without == "pretexts" else set())
 
 
-def test_evaluation_predicts_from_the_clean_view_with_the_moving_average(program, before):
+def test_evaluation_predicts_from_the_clean_view_with_the_moving_average(training, before):
     average = tiny.random_like(before.params, seed=5)
     del average["decoders_mae"]  # evaluation has no use for it
     other = dataclasses.replace(before, ema={"params": average, "batch_stats": {}})
-    found = recipe.jitted(step.eval_step, program)(other, BATCH)
+    found = evaluated(training, other)
     params = tiny.float64(average)
     tokens = reference.vit(params["encoder"], targets()["rgb"], (4, 4), 2)
     logits = reference.dense(tokens[:, 0], params["heads_expression"]["linear"])
@@ -606,11 +625,58 @@ def test_evaluation_predicts_from_the_clean_view_with_the_moving_average(program
     assert_equal(found["labels"], {k: v for k, v in BATCH.items() if k != "image"})
 
 
-def test_pictures_show_what_each_pretext_sees_and_makes(program, before):
-    found = jax.eval_shape(functools.partial(step.pretext_step, program), before, BATCH)
+def test_pictures_show_what_each_pretext_sees_and_makes(training, before):
+    found = jax.eval_shape(
+        functools.partial(infer.pretext_step, training.program), evaluation_variables(before), BATCH
+    )
     assert set(found) == {"images", "views", "targets", "outputs"}
     assert found["views"]["mae"].keep.shape == (8, 4)
     assert {name: x.shape for name, x in found["outputs"]["mae"].items()} == {
         "rgb": (8, 16, 48),
         "lbp": (8, 16, 16),
     }
+
+
+##### What stays, and what is skipped #####
+
+
+def test_a_frozen_encoder_keeps_its_statistics_and_costs_no_backward_pass():
+    config = tiny.config(8, name="sgd")
+    config.pretexts, config.weighting.name = ConfigDict(), "fixed"
+    config.model.encoder = "resnet18-small"
+    flops = {}
+    for freeze in ("", "^encoder"):
+        config.optim.freeze = freeze
+        training = tiny.training(config)
+        before = jax.jit(functools.partial(state.create, training))()
+        compiled = build.jitted(step.train_step, training).lower(before, BATCH).compile()
+        flops[freeze] = compiled.cost_analysis()["flops"]
+    after, metrics = compiled(before, BATCH)
+    assert jax.tree.all(jax.tree.map(np.array_equal, after.batch_stats, before.batch_stats))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, after.params["encoder"], before.params["encoder"])
+    )
+    # A backward pass costs about twice a forward one.
+    assert flops["^encoder"] < 0.5 * flops[""]
+    heads = [jax.tree.leaves(s.params["heads_expression"])[0] for s in (before, after)]
+    assert not np.array_equal(*heads)
+    # What is applied is the gradient of the head, on the features that evaluation sees.
+    predictions = evaluated(training, before)["predictions"]["expression"]
+    known = (BATCH["expression"] >= 0) & BATCH["valid"]
+    of_truth = predictions[known, BATCH["expression"][known]]
+    assert metrics["loss/expression"] == pytest.approx(-np.log(of_truth).mean(), rel=1e-4)
+
+
+def test_the_logged_rate_is_that_of_the_applied_update():
+    config = config_of(schedule="cosine")
+    config.nonfinite = "skip"
+    training = tiny.training(config)
+    train_step = build.jitted(step.train_step, training)
+    state = tiny.first_state(training)
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax's cosine wants it
+        skipped, _ = train_step(dataclasses.replace(state, params=broken), BATCH)
+        _, metrics = train_step(dataclasses.replace(skipped, params=state.params), BATCH)
+        first, second = (float(training.schedule(at)) for at in (0, 1))
+    assert int(skipped.step) == 1
+    assert float(metrics["lr"]) == first != second

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from experiments import tables
-from hmtl_jax.workdir import write_json
+from hmtl_jax.files import write_json
 
 TABLE = tables.Table(
     "Toy",

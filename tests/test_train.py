@@ -52,9 +52,9 @@ def finished(tiny_data, compile_cache, tmp_path_factory):
 def test_the_cost_of_fusion_is_that_of_the_second_view(pretext, low, high):
     config = tiny.config(8)
     config.model.fusion, config.pretexts = "concat", {"other": pretext}
-    program = tiny.program(config)
-    shapes = jax.eval_shape(lambda: state.create(program))
-    run: Any = types.SimpleNamespace(config=config, program=program, abstract=shapes)
+    training = tiny.training(config)
+    shapes = jax.eval_shape(lambda: state.create(training))
+    run: Any = types.SimpleNamespace(config=config, program=training.program, abstract=shapes)
     assert low < train.fusion_cost(run) < high
 
 
@@ -82,6 +82,7 @@ def test_metrics_hold_the_promised_keys(finished):
     assert [line["step"] for line in training] == list(range(2, 19, 2))
     promised = {
         "step", "loss/total", "loss/expression", "loss/mae", "weight/expression", "weight/mae",
+        "count/expression", "count/mae",
         "lr", "grad_norm", "images_per_second", "data_wait_fraction", "nonfinite", "skipped_images",
     }  # fmt: skip
     for line in training:

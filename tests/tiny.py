@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import recipe, state, step
+from hmtl_jax import build, recipe, state, step
 from hmtl_jax.models import conv
 
 CLASSES = ("calm", "glad", "grim")
@@ -56,8 +56,13 @@ def config(batch_size: int = 8, **optim) -> ConfigDict:
     return config
 
 
-def program(config: ConfigDict) -> step.Program:
-    return recipe.build(config, Source(), config.batch_size)
+def training(config: ConfigDict) -> step.Training:
+    return build.training(config, build.make_tasks(config, Source()), config.batch_size)
+
+
+def changed(training: step.Training, **fields) -> step.Training:
+    """The same training of a program that differs in these fields."""
+    return dataclasses.replace(training, program=dataclasses.replace(training.program, **fields))
 
 
 def batch(size: int = 8, missing: tuple[int, ...] = (), invalid: tuple[int, ...] = ()) -> dict:
@@ -87,9 +92,9 @@ def random_like(shapes, seed: int = 0):
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def first_state(program: step.Program) -> state.TrainState:
+def first_state(training: step.Training) -> state.TrainState:
     """The state of step 0 with random parameters, without the time to compile its initialisers."""
-    shapes = jax.eval_shape(lambda: state.create(program))
+    shapes = jax.eval_shape(lambda: state.create(training))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     params = random_like(shapes.params)
     ema = {"params": jax.tree.map(jnp.copy, params), "batch_stats": zeros.batch_stats}

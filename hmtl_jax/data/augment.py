@@ -16,21 +16,15 @@ from hmtl_jax.data.colour import color_jitter
 from hmtl_jax.data.mixing import mix_target
 from hmtl_jax.data.randaugment import MAX_MAGNITUDE, randaugment
 from hmtl_jax.errors import UserError
+from hmtl_jax.images import IMAGENET_MEAN, denormalise
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "Augment",
     "augment",
-    "denormalise",
     "mix",
     "mix_target",
-    "normalise",
     "to_float",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Full float32 products: TF32 or bf16 passes would move 8-bit values by up to half a grey level.
 EXACT = jax.lax.Precision.HIGHEST
@@ -158,18 +152,6 @@ def to_float(images_bhwc: jax.Array, size: int) -> jax.Array:
     return resample(images_bhwc, whole, jnp.zeros(1, bool), size)
 
 
-def normalise(images_bhwc: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> jax.Array:
-    """Returns (images - mean) / std, per channel; the last step before the encoder."""
-    mean, std = (_per_channel(values, images_bhwc) for values in (mean, std))
-    return (images_bhwc - mean) / std
-
-
-def denormalise(images_bhwc: jax.Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> jax.Array:
-    """Undoes normalise(), for pictures; values are not clipped."""
-    mean, std = (_per_channel(values, images_bhwc) for values in (mean, std))
-    return images_bhwc * std + mean
-
-
 def crop_box(
     rng: jax.Array, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> jax.Array:
@@ -273,7 +255,3 @@ def _unit(images: jax.Array) -> jax.Array:
         raise TypeError(f"augmentation reads uint8 images, not {images.dtype}")
     # Written as the product that XLA makes of a division, so that eager and jitted bits agree.
     return images.astype(jnp.float32) * (1 / 255)
-
-
-def _per_channel(values, images: jax.Array) -> jax.Array:
-    return jnp.asarray(values, images.dtype).reshape((1,) * (images.ndim - 1) + (-1,))

@@ -53,10 +53,8 @@ def batch_norm(
     PyTorch and timm; the running variance takes in the biased one, where PyTorch takes n / (n - 1)
     of it.
     """
-    norm = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, scale_init=scale_init, name=name
-    )
-    return norm(x_bhwc.astype(jnp.float32)).astype(dtype)
+    norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, scale_init=scale_init, name=name)
+    return norm(x_bhwc.astype(jnp.float32), use_running_average=not train).astype(dtype)
 
 
 def pooled(x_bhwc: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models.layers import Dense, LayerNorm, gelu
 from hmtl_jax.models.vit import Blocks, sincos_positions
 from hmtl_jax.patches import unpatchify
-from hmtl_jax.pretext.view import View
+from hmtl_jax.view import View
 
 PIXEL = 16  # features of a pixel whose classes are predicted
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hmtl_jax.data.augment import normalise
-from hmtl_jax.pretext.view import View
+from hmtl_jax.images import normalise
+from hmtl_jax.view import View
 
 
 class Hybrid(nn.Module):

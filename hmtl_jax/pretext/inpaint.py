@@ -13,10 +13,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from hmtl_jax.data.augment import denormalise, normalise
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.pretext.paint import paint
-from hmtl_jax.pretext.view import View
+from hmtl_jax.images import denormalise, normalise, paint
+from hmtl_jax.view import View
 
 ASPECT = 2.0  # of a rectangle at most, either way
 

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax import textures
-from hmtl_jax.data.augment import normalise
 from hmtl_jax.errors import UserError, check_weights, lookup
+from hmtl_jax.images import normalise, paint
 from hmtl_jax.patches import patchify, unpatchify
-from hmtl_jax.pretext.paint import paint
-from hmtl_jax.pretext.view import View
+from hmtl_jax.view import View
 
 DECODERS = ("cells", "tokens")
 LOSSES = ("classes", "mse")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hmtl_jax.errors import UserError
 from hmtl_jax.patches import patchify, unpatchify
-from hmtl_jax.pretext.view import View
+from hmtl_jax.view import View
 
 TURNS = 4
 SMALLEST_TILE = 2  # pixels a side

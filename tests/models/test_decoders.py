@@ -10,7 +10,7 @@ import pytest
 
 from hmtl_jax.errors import UserError
 from hmtl_jax.models import decoders
-from hmtl_jax.pretext.view import View
+from hmtl_jax.view import View
 from tests import reference, tiny
 
 GRID, DIM, KEPT, HEADS = 3, 8, 4, 2

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from hmtl_jax import recipe, state, step
+from hmtl_jax import infer, recipe, state, step
 from hmtl_jax.errors import UserError
 from hmtl_jax.models import encoders
 from tests import tiny
@@ -29,14 +29,16 @@ def config_of(encoder, **pretexts):
 
 @pytest.mark.parametrize("encoder", ["16x2x2/8", "resnet18-small", "efficientnet_b0-small"])
 def test_every_encoder_trains_with_every_pretext_and_keeps_the_states_form(encoder):
-    program = tiny.program(config_of(encoder, **PRETEXTS))
-    old = jax.eval_shape(lambda: state.create(program))
-    new, metrics = jax.eval_shape(functools.partial(step.train_step, program), old, BATCH)
+    training = tiny.training(config_of(encoder, **PRETEXTS))
+    old = jax.eval_shape(lambda: state.create(training))
+    new, metrics = jax.eval_shape(functools.partial(step.train_step, training), old, BATCH)
     form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert form(new) == form(old)
     assert {f"loss/{name}" for name in PRETEXTS} <= set(metrics)
     assert bool(old.batch_stats) == ("x" not in encoder)
-    found = jax.eval_shape(functools.partial(step.eval_step, program), old, BATCH)
+    found = jax.eval_shape(
+        functools.partial(infer.eval_step, training.program), state.evaluation_variables(old), BATCH
+    )
     assert found["predictions"]["expression"].shape == (8, 3)
 
 

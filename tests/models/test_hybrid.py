@@ -10,7 +10,7 @@ import pytest
 
 from hmtl_jax.models.heads import LinearHead
 from hmtl_jax.models.hybrid import Hybrid
-from hmtl_jax.pretext.view import View
+from hmtl_jax.view import View
 from tests import reference
 
 

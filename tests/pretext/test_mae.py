@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hmtl_jax import textures
-from hmtl_jax.data.augment import normalise
 from hmtl_jax.errors import UserError
+from hmtl_jax.images import normalise
 from hmtl_jax.pretext.mae import Mae
 from tests import reference
 

@@ -1,0 +1,55 @@
+"""Forward passes without training, pure functions of (program, variables, batch).
+
+variables: {"params": …, "batch_stats": …} as Linen takes them; a step reads only those of the
+modules that it runs. A batch holds `image` uint8 [B, H, W, 3] and whatever labels there are.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from hmtl_jax import textures
+from hmtl_jax.data import augment
+from hmtl_jax.program import Program, make_views, owner, streams
+
+
+def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> dict:
+    """Every head's output for unaugmented images, by task: what is evaluated and deployed."""
+    keys = {}
+    if program.model.fuse:
+        # The view that is fused is part of the deployed model: the same draw for every image.
+        (key,) = streams(program.seed, 0, "fusion")
+        keys[program.model.fuse] = jnp.broadcast_to(key, (images.shape[0],))
+    views, _ = make_views(program, images, keys)
+    return program.model.apply(variables, views, train=False, decode=False)["clean"]
+
+
+def eval_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
+    """Predictions of every task on the clean view, with the labels and the mask beside them."""
+    images = augment.to_float(batch["image"], program.image_size)
+    outputs = clean_outputs(program, variables, images) if program.tasks else {}
+    predictions = {name: task.predict(outputs[name]) for name, task in program.tasks.items()}
+    labels = {name: value for name, value in batch.items() if name != "image"}
+    return {"predictions": predictions, "labels": labels}
+
+
+def encode_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
+    """The frozen feature of each image, float32 [B, D], in the place of predictions: for probes."""
+    images = augment.to_float(batch["image"], program.image_size)
+    images = textures.as_input(program.input, images)
+    stages = program.model.apply(variables, images, method="features")
+    labels = {name: value for name, value in batch.items() if name != "image"}
+    return {"predictions": {"pooled": stages["pooled"]}, "labels": labels}
+
+
+def pretext_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
+    """What the pretexts see, aim at and make of unaugmented images, by view: for pictures."""
+    images = augment.to_float(batch["image"], program.image_size)
+    (key,) = streams(program.seed, 0, "pictures")
+    keys = {name: jax.random.split(key, images.shape[0]) for name in program.pretexts}
+    views, targets = make_views(program, images, keys)
+    found = program.model.apply(variables, views, train=False)
+    outputs = {view: found[view][owner(view)] for view in targets}
+    views = {view: views[view] for view in targets}
+    return {"images": images, "views": views, "targets": targets, "outputs": outputs}

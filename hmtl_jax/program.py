@@ -1,0 +1,73 @@
+"""What a forward pass needs that is no array: the model, tasks and pretexts, and their views."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hmtl_jax import textures
+from hmtl_jax.view import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Made of a recipe and the tasks that fit its data, by build.py.
+
+    model: a Linen module that maps named views to outputs. image_size: side of what it reads.
+    networks: by pretext, the imported encoder whose features it compares. input: what the clean
+    view shows: `rgb` or a texture.
+    """
+
+    model: Any
+    tasks: Mapping[str, Any]
+    pretexts: Mapping[str, Any]
+    image_size: int
+    networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    input: str = "rgb"
+    seed: int = 0
+
+    def views_of_one(self, rng: jax.Array) -> dict[str, View]:
+        """Every view of one black image of the recipe's size."""
+        size, keys = self.image_size, dict.fromkeys(self.pretexts, rng[None])
+        return make_views(self, jnp.zeros((1, size, size, 3)), keys)[0]
+
+    def init_model(self, rng: jax.Array) -> Any:
+        """Variables for one image of the recipe's size, every view included."""
+        views = self.views_of_one(rng)
+        return self.model.init({"params": rng, "dropout": rng}, views, train=False)
+
+    def init_networks(self, rng: jax.Array) -> dict[str, Any]:
+        """Variables of the imported networks, in the shapes that their files must fill."""
+        image = jnp.zeros((1, self.image_size, self.image_size, 3))
+        return {
+            name: net.init(rng, image, None, train=False) for name, net in self.networks.items()
+        }
+
+
+def streams(seed: int, step: jax.Array | int, *names: str) -> list[jax.Array]:
+    """One key a name, from (seed, step) alone; a new name changes no other stream."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return [jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names]
+
+
+def make_views(program: Program, images: jax.Array, keys: Mapping[str, jax.Array]):
+    """Named views: `clean`, and each pretext's as NAME, or NAME/0, NAME/1 …; and their targets.
+
+    keys: one key an example for each pretext whose views are wanted.
+    """
+    views = {"clean": View(textures.as_input(program.input, images))}
+    targets = {}
+    for name in keys:
+        pairs = program.pretexts[name].views(keys[name], images)
+        for index, (view, target) in enumerate(pairs):
+            key = name if len(pairs) == 1 else f"{name}/{index}"
+            views[key], targets[key] = view, target
+    return views, targets
+
+
+def owner(name: str) -> str:
+    """The task or pretext that a view or a leaf belongs to."""
+    return name.partition("/")[0]
