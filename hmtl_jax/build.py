@@ -281,6 +281,19 @@ def encoder_alone(config: ConfigDict) -> Program:
     return program(alone, {})
 
 
+def check_best(config: ConfigDict, made_tasks: Mapping) -> None:
+    """Raises UserError if checkpoint.best cannot be a number that validation yields."""
+    best = config.checkpoint.best
+    if not best:
+        return
+    if not config.data.validation:
+        raise UserError(f"checkpoint.best {best!r} needs data.validation, which is empty.")
+    task, slash, _ = best.partition("/")
+    if not slash:
+        raise UserError(f"checkpoint.best {best!r} must be TASK/METRIC, as 'expression/accuracy'.")
+    lookup(made_tasks, task, "task in checkpoint.best:")
+
+
 def loading(config: ConfigDict, labels: Sequence[str], batch_size: int) -> dict[str, Any]:
     """The arguments of pipeline's batches that follow from a recipe."""
     data = config.data

@@ -6,12 +6,86 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from hmtl_jax import sharding
-from hmtl_jax.files import write_json
+from hmtl_jax import build, cluster, files, infer, pictures, sharding, trained, workdir
+from hmtl_jax.data import pipeline, records
+from hmtl_jax.errors import UserError
+from hmtl_jax.program import Program
 
 
-def predictions(eval_step: Any, variables: Any, batches: Iterable, mesh: Any) -> dict[str, dict]:
+def run(config: ConfigDict, folder: pathlib.Path) -> None:
+    """The job `evaluate`: a finished run on the test split that `config.data` names.
+
+    That may be one of other data than the run's own: the report then says which, and has a name of
+    its own.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        report(trained.load(folder, mesh), config, mesh)
+
+
+def report(run: trained.Trained, config: ConfigDict, mesh: Mesh) -> None:
+    """Evaluates the test split that `config.data` names, draws the pictures, and says the result.
+
+    Leaves eval/SPLIT-STEP.json, or NAME-DIGEST-SPLIT-STEP.json for other data than the run's own.
+    """
+    split, found, left = config.data.test, {}, []
+    own = True
+    if split and run.program.tasks:
+        identity = records.identity(config.data.data_dir, config.data.name)
+        own = identity["digest"] == run.data["digest"]
+        source = records.open_split(config.data.data_dir, config.data.name, split)
+        found = of_split(eval_step(run.program, mesh), run.program, run.variables, source, config)
+        other = "" if own else f"{identity['name']}-{identity['digest'][:8]}-"
+        file = f"eval/{other}{split}-{run.step}.json"
+        write(run.run / file, about(run.config, run.step, split, identity) | found)
+        left.append(file)
+    if own:  # pictures have one place, and it is that of the run's own data
+        left += pictures.draw(run, config, mesh, found)
+    said = f"{split}: {shown(scalars(found))}" if found else "trained"
+    if not own:
+        said = f"on other data, {workdir.described(identity)}, {said}"
+    cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
+
+
+def about(config: ConfigDict, step: int, split: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report of an evaluation says of it, beside the metrics."""
+    return {
+        "step": step,
+        "split": split,
+        "data": {key: identity[key] for key in ("name", "version", "digest")},
+        "weights": "moving average" if config.optim.ema else "last",
+    }
+
+
+def eval_step(program: Program, mesh: Mesh) -> Any:
+    """infer.eval_step compiled for a program, its outputs on every device."""
+    return build.jitted(infer.eval_step, program, out_shardings=sharding.replicated(mesh))
+
+
+def of_split(
+    eval_step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
+) -> dict[str, Any]:
+    """The metrics of each task on a split, and how many examples it has; equal on every process."""
+    labels = sorted({label for task in program.tasks.values() for label in task.labels})
+    missing = set(labels) - set(source.labels)
+    if missing:
+        raise UserError(
+            f"The data set {source.name} lacks the labels {', '.join(sorted(missing))} that the "
+            f"run's tasks read; it has {', '.join(source.labels)}."
+        )
+    mesh = jax.sharding.get_mesh()
+    size = sharding.divisible(config.eval_batch_size or config.batch_size, mesh)
+    batches = pipeline.eval_batches(source, **build.loading(config, labels, size))
+    found = predictions(eval_step, variables, batches, mesh)
+    examples = len(found["labels"]["index"])
+    counted = {"examples": examples, "skipped_images": len(source) - examples}
+    return counted | metrics(program.tasks, found)
+
+
+def predictions(eval_step: Any, variables: Any, batches: Iterable, mesh: Mesh) -> dict[str, dict]:
     """All valid rows of a split: `predictions` and `labels` by name, NumPy [N, …].
 
     The same on every process: eval_step must return replicated arrays.
@@ -28,26 +102,38 @@ def predictions(eval_step: Any, variables: Any, batches: Iterable, mesh: Any) ->
 
 
 def metrics(tasks: Mapping[str, Any], found: Mapping[str, Mapping]) -> dict[str, dict]:
-    """Each task's metrics by name."""
+    """Each task's metrics by name; raises UserError for predictions that are not finite."""
+    for name in tasks:
+        if not np.isfinite(found["predictions"][name]).all():
+            raise UserError(
+                f"Predictions of the task {name} are not finite: the run has diverged. Lower "
+                "optim.lr or set optim.clip, in another --workdir."
+            )
     return {
         name: task.metrics(found["predictions"][name], found["labels"])
         for name, task in tasks.items()
     }
 
 
-def scalars(found: Mapping[str, Mapping]) -> dict[str, float]:
+def scalars(found: Mapping[str, Any]) -> dict[str, float]:
     """`TASK/METRIC` → number, for logs and for choosing the best checkpoint."""
     return {
         f"{task}/{name}": float(value)
         for task, values in found.items()
+        if isinstance(values, Mapping)
         for name, value in values.items()
         if isinstance(value, float)  # counts are no measures
     }
 
 
-def write(workdir: pathlib.Path, split: str, step: int, report: Mapping[str, Any]) -> pathlib.Path:
-    """Writes eval/SPLIT-STEP.json, whole or not at all."""
-    path = workdir / "eval" / f"{split}-{step}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, report)
-    return path
+def shown(found: dict[str, float]) -> str:
+    """The metrics that belong into a line on the screen."""
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "auc", "ccc", "mae")
+    return ", ".join(f"{n} {v:.4f}" for n, v in found.items() if n.rpartition("/")[2] in names)
+
+
+def write(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Writes a report, whole or not at all, by the leading process."""
+    if cluster.lead():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, found)

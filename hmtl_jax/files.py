@@ -1,10 +1,42 @@
-"""Small files, whole or not at all."""
+"""Paths as users write them, and small files, whole or not at all."""
 
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from hmtl_jax.errors import UserError
+
+
+def local(path: str | os.PathLike[str], key: str) -> pathlib.Path:
+    """The path with `~` for the home folder; raises UserError for an address such as gs://….
+
+    key: the flag or key of the recipe that holds it.
+    """
+    text = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise UserError(
+            f"{key} {text!r} is an address, and hmtl_jax reads and writes folders; mount that "
+            "place, as gcsfuse does with gs://, and give the folder's path."
+        )
+    return pathlib.Path(text).expanduser()
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a JSON file holds; raises UserError for anything else in it."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); put back a copy, or choose another --workdir."
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path} holds no JSON object; put back a copy, or choose another --workdir."
+        )
+    return found
 
 
 def write_json(path: pathlib.Path, found: Mapping[str, Any]) -> None:

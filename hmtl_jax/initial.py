@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from hmtl_jax import checkpoint
+from hmtl_jax import checkpoint, files, trained
 from hmtl_jax.cluster import say
 from hmtl_jax.models import pretrained
 from hmtl_jax.state import TrainState, count, with_encoder
@@ -32,7 +32,8 @@ def encoder(config: ConfigDict, ours: Mapping[str, Any]) -> dict[str, Any]:
         found = jax.tree.map(_put_like, found, ours)
         taken, left = f"{count(found['params']):,} parameters", ", ".join(left)
     else:
-        found, taken, left = checkpoint.load_encoder(path, ours)
+        folder, _ = trained.find(files.local(path, "init_from"))
+        found, taken, left = checkpoint.load_encoder(folder, ours)
         taken, left = checkpoint.grouped(taken), checkpoint.grouped(left)
     say(f"init_from {path}: took {taken}")
     say(f"init_from {path}: left {left or 'nothing'}")

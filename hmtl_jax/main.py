@@ -31,13 +31,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: {argv[1]!r} is not a flag; write --config.KEY=VALUE.")
     # After the flags are parsed, so that a wrong one is reported at once.
-    from hmtl_jax import cluster, train
+    from hmtl_jax import cluster, jobs
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().addFilter(_concerns_user)
     try:
         cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        train.run(FLAGS.config, FLAGS.workdir or workdir_beside(FLAGS.config))
+        jobs.run(FLAGS.config, FLAGS.workdir or workdir_beside(FLAGS.config))
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -6,67 +6,77 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from hmtl_jax import build, cluster, infer, sharding, textures
+from hmtl_jax import build, cluster, infer, sharding, textures, trained
 from hmtl_jax import images as image_ops
-from hmtl_jax.data import pipeline
+from hmtl_jax.data import pipeline, records
 from hmtl_jax.metrics import writer
 from hmtl_jax.patches import unpatchify
 from hmtl_jax.pretext import inpaint, mae, puzzle
-from hmtl_jax.state import evaluation_variables
 from hmtl_jax.view import View
 
 ROWS = 8
 
 
-def draw(run: Any, current: Any, found: Mapping[str, Mapping]) -> list[str]:
-    """Draws all that the recipe gives reason for into the workdir; returns the files' names."""
+def draw(
+    run: trained.Trained, config: ConfigDict, mesh: Mesh, found: Mapping[str, Any]
+) -> list[str]:
+    """Draws all that the run gives reason for into its workdir; returns the files' names.
+
+    The faces are those of a split that was not trained on, where `config.data` names one.
+    """
     from hmtl_jax import figures
 
-    grids = pretext_columns(run, current) if kinds(run.config) & set(PICTURES) else {}
+    grids = pretext_columns(run, config, mesh) if kinds(run.config) & set(PICTURES) else {}
     if not cluster.lead():
         return []
-    folder, drawn = run.workdir / "pictures", []
+    folder, drawn = run.run / "pictures", []
     folder.mkdir(exist_ok=True)
     for name, columns in grids.items():
         file = name.replace("/", "_") + ".png"
         figures.reconstruction_grid(folder / file, columns)
         drawn.append(f"pictures/{file}")
-    if (run.workdir / writer.FILE_NAME).exists():
-        figures.training_curves(folder / "curves.png", run.workdir / writer.FILE_NAME)
+    if (run.run / writer.FILE_NAME).exists():
+        figures.training_curves(folder / "curves.png", run.run / writer.FILE_NAME)
         drawn.append("pictures/curves.png")
-    for name, metrics in found.items():
-        if "confusion" in metrics:
+    for name, task in run.program.tasks.items():
+        if "confusion" in found.get(name, {}):
             path = folder / f"{name}_confusion.png"
-            figures.confusion_matrix(path, metrics["confusion"], run.program.tasks[name].classes)
+            figures.confusion_matrix(path, found[name]["confusion"], task.classes)
             drawn.append(f"pictures/{name}_confusion.png")
     return drawn
 
 
-def kinds(config: Any) -> set[str]:
+def kinds(config: ConfigDict) -> set[str]:
     """The kinds of the recipe's pretexts."""
     return {part.kind for part in config.pretexts.values()}
 
 
-def pretext_columns(run: Any, current: Any) -> dict[str, dict[str, np.ndarray]]:
+def pretext_columns(
+    run: trained.Trained, config: ConfigDict, mesh: Mesh
+) -> dict[str, dict[str, np.ndarray]]:
     """The columns of a picture of each pretext, NAME, or of each of its views, NAME/0 and so on."""
-    source = run.source
-    count = max(ROWS, run.mesh.size) // run.mesh.size * run.mesh.size
-    batches = pipeline.eval_batches(source, **run.loading(count))
-    batch = sharding.to_devices(next(iter(batches)), run.mesh)
+    data, program = config.data, run.program
+    split = data.test or data.validation or data.train
+    source = records.open_split(data.data_dir, data.name, split)
+    batches = pipeline.eval_batches(
+        source, **build.loading(config, [], sharding.divisible(ROWS, mesh))
+    )
+    batch = sharding.to_devices(next(iter(batches)), mesh)
     pretext_step = build.jitted(
-        infer.pretext_step, run.program, out_shardings=sharding.replicated(run.mesh)
+        infer.pretext_step, program, out_shardings=sharding.replicated(mesh)
     )
-    seen = jax.tree.map(
-        lambda x: x[:ROWS], jax.device_get(pretext_step(evaluation_variables(current), batch))
-    )
+    seen = jax.device_get(pretext_step(run.variables, batch))
+    seen = jax.tree.map(lambda x: x[:ROWS], seen)
     grids = {}
     for view, output in seen["outputs"].items():
         name = view.partition("/")[0]
         columns_of = PICTURES.get(run.config.pretexts[name].kind)
         if columns_of is not None:
             made = (seen["images"], seen["views"][view], seen["targets"][view], output)
-            grids[view] = columns_of(run.program.pretexts[name], *made)
+            grids[view] = columns_of(program.pretexts[name], *made)
     return grids
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hmtl_jax import (
@@ -23,13 +24,14 @@ from hmtl_jax import (
     initial,
     sharding,
     state,
-    workdir,
+    trained,
 )
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics.classification import classification_metrics
 from hmtl_jax.metrics.multilabel import multilabel_metrics
 from hmtl_jax.metrics.regression import regression_metrics
+from hmtl_jax.program import Program
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -57,11 +59,10 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     sharding.check_batch(config.batch_size, 1, mesh)
     with jax.set_mesh(mesh):
         splits = {
-            name: {part: encoded(theirs, start, of, labels, mesh) for part, of in source.items()}
-            for name, start in (("trained", True), ("random", False))
+            name: {part: encoded(encoder, theirs, of, labels, mesh) for part, of in source.items()}
+            for name, encoder in encoders(theirs, mesh).items()
         }
     if cluster.lead():
-        folder.mkdir(parents=True, exist_ok=True)
         for label in labels:
             report(config, label, splits, source["train"].class_names(label), folder)
 
@@ -78,10 +79,8 @@ def probed(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     labels: list[str] = []
     with theirs.unlocked():
         if not config.init_from.endswith(".safetensors"):
-            kept = workdir.recipe_of(pathlib.Path(config.init_from))
-            for key in (*config.model, *config.data):
-                section = "model" if key in config.model else "data"
-                theirs[section][key] = kept.get(f"{section}.{key}", theirs[section][key])
+            kept = trained.recipe_of(files.local(config.init_from, "init_from"))
+            theirs.model, theirs.data = kept.model, kept.data
             labels = _labels_of(kept)
         size, folder = theirs.data.image_size, theirs.data.data_dir
         if config.data.name:
@@ -94,12 +93,11 @@ def probed(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     return theirs, labels
 
 
-def _labels_of(kept: Mapping[str, Any]) -> list[str]:
-    """The labels of the tasks of a flat recipe, each once."""
+def _labels_of(kept: ConfigDict) -> list[str]:
+    """The labels of the tasks of a recipe, each once."""
     found = []
-    for key, value in kept.items():
-        if key.startswith("tasks.") and key.rpartition(".")[2] in ("label", "labels"):
-            found += [value] if isinstance(value, str) else value
+    for part in kept.tasks.values():
+        found += [part.label] if "label" in part else part.labels
     return list(dict.fromkeys(found))
 
 
@@ -118,19 +116,28 @@ def check_labels(labels: Sequence[str], source: Any) -> None:
             )
 
 
+def encoders(config: ConfigDict, mesh: Mesh) -> dict[str, tuple[Program, Any]]:
+    """The encoder of `init_from`, and a random one of its shape: each a program and variables."""
+    alone = build.encoder_alone(config)
+    drawn = state.init_variables(alone, mesh)
+    if config.init_from.endswith(".safetensors"):
+        ours = {part: tree["encoder"] for part, tree in drawn.items()}
+        found = initial.encoder(config, ours)
+        given = alone, {part: {"encoder": tree} for part, tree in found.items()}
+    else:
+        run = trained.load(files.local(config.init_from, "init_from"), mesh)
+        given = run.program, run.variables
+    return {"trained": given, "random": (alone, drawn)}
+
+
 def encoded(
-    config: ConfigDict, trained: bool, source: Any, labels: Sequence[str], mesh: Any
+    encoder: tuple[Program, Any], config: ConfigDict, source: Any, labels: Sequence[str], mesh: Mesh
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Features and labels of a split under the encoder of `init_from`, or under a random one.
+    """Features and labels of a split under an encoder.
 
     Of the split for training `data.subset` is read, the same share of each class.
     """
-    program = build.encoder_alone(config)
-    variables = state.init_variables(program, mesh)
-    if trained:
-        ours = {part: tree["encoder"] for part, tree in variables.items()}
-        found = initial.encoder(config, ours)
-        variables = {part: {"encoder": tree} for part, tree in found.items()}
+    program, variables = encoder
     encode = build.jitted(infer.encode_step, program, out_shardings=sharding.replicated(mesh))
     loading = build.loading(config, labels, config.batch_size)
     found, known = features(encode, variables, pipeline.eval_batches(source, **loading), mesh)

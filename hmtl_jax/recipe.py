@@ -26,6 +26,7 @@ def defaults() -> ConfigDict:
     config.eval_every = 0  # steps; 0: once an epoch
     config.eval_batch_size = 0  # 0: as batch_size
     config.nonfinite = "stop"  # or "skip": leave the state as it was for that step
+    config.profile_steps = (0, 0)  # first and last of a trace in WORKDIR/profile; none at 0
     config.init_from = ""  # a workdir or checkpoint whose encoder to start from
 
     config.data = ConfigDict()
@@ -156,6 +157,8 @@ def check(config: ConfigDict) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(known)}.")
+    if config.job == "probe":
+        return  # it reads a run that was trained already
     if not config.tasks and not config.pretexts:
         raise UserError("The recipe has neither a task nor a pretext; give it at least one.")
     names = [*config.tasks, *config.pretexts]
@@ -242,6 +245,31 @@ def _as_json(value: Any) -> Any:
     return [_as_json(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 
+def unflat(kept: Mapping[str, Any]) -> ConfigDict:
+    """The recipe that `flat` made dotted keys of; a key that it had not yet has its default."""
+    config, parts = defaults(), {"tasks": {}, "pretexts": {}}
+    known = flat(config)
+    for key, value in kept.items():
+        section, _, rest = key.partition(".")
+        if section in parts:
+            name, _, setting = rest.partition(".")
+            parts[section].setdefault(name, {})[setting] = tuples(value)
+        elif key in known:
+            config.update_from_flattened_dict({key: tuples(value)})
+        else:
+            raise UserError(f"A later version of hmtl_jax made the recipe: {key!r} is unknown.")
+    for name, settings in parts["tasks"].items():
+        config.tasks[name] = task(**settings)
+    for name, settings in parts["pretexts"].items():
+        config.pretexts[name] = pretext_task(**settings)
+    return config.lock()
+
+
+def tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 # Keys that say where and how a run goes on, not what it computes. The two that say what happens on
 # a failure are among them, so that a run that stopped at one can go on with the mend it was told.
 FREE = (
@@ -254,12 +282,16 @@ FREE = (
     "data.workers",
     "data.tolerate_corrupt",
     "mesh.",
-    "checkpoint.",
+    "checkpoint.every",
+    "checkpoint.keep",
     "eval_batch_size",
+    "profile_steps",
 )
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], free: tuple[str, ...] = ()
+) -> list[str]:
     """`key: theirs → ours` for each key that changes what is computed.
 
     A key that one side lacks, because it was made before or after the key was, has its default;
@@ -271,7 +303,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return [
         f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}"
         for key in keys
-        if ours.get(key) != theirs.get(key) and not key.startswith(FREE)
+        if ours.get(key) != theirs.get(key) and not key.startswith((*FREE, *free))
     ]
 
 

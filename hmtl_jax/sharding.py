@@ -55,6 +55,20 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
+def check_eval_batch(size: int, mesh: Mesh) -> None:
+    """Raises UserError unless every device gets equally many examples of an evaluation batch."""
+    if size % mesh.size:
+        raise UserError(
+            f"eval_batch_size {size} does not divide over {mesh.size} devices; choose a multiple "
+            f"of {mesh.size}, or 0 for that of training."
+        )
+
+
+def divisible(size: int, mesh: Mesh) -> int:
+    """The next size up that divides over the devices."""
+    return -(-size // mesh.size) * mesh.size
+
+
 def spec_for(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """The partition of one array by the table."""
     rule = next(rule for pattern, rule in RULES if re.search(pattern, path))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import train
+from hmtl_jax import jobs
 from hmtl_jax.metrics import writer
 from tests import run_recipe
 
@@ -46,7 +46,7 @@ def run(cfg, workdir):
     printed = io.StringIO()
     # Optax's Adam takes a float to the power of an integer, which strict promotion refuses.
     with contextlib.redirect_stdout(printed), jax.numpy_dtype_promotion("standard"):
-        train.run(cfg, str(workdir))
+        jobs.run(cfg, str(workdir))
     return printed.getvalue().splitlines()
 
 

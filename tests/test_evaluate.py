@@ -61,9 +61,9 @@ def test_metrics_by_task_become_scalars_for_the_log():
 
 
 def test_a_report_is_written_whole(tmp_path):
-    path = evaluate.write(tmp_path, "test", 40, {"step": 40, "expression": {"accuracy": 0.5}})
-    assert path == tmp_path / "eval" / "test-40.json"
+    path = tmp_path / "eval" / "test-40.json"
+    evaluate.write(path, {"step": 40, "expression": {"accuracy": 0.5}})
     assert json.loads(path.read_text()) == {"step": 40, "expression": {"accuracy": 0.5}}
     with pytest.raises(TypeError):
-        evaluate.write(tmp_path, "test", 40, {"step": object()})
+        evaluate.write(path, {"step": object()})
     assert json.loads(path.read_text())["step"] == 40

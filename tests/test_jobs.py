@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import linear_probe
-from hmtl_jax import probe, recipe, state, train
+from hmtl_jax import build, probe, recipe, sharding, state, train
+from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
 from tests import runs
 
@@ -86,7 +87,7 @@ def test_a_probe_reads_every_attribute(finished, tmp_path):
     ("changes", "says"),
     [
         ({"init_from": ""}, "needs init_from"),
-        ({"init_from": "nowhere"}, "init_from: nowhere is neither a workdir nor a checkpoint"),
+        ({"init_from": "nowhere"}, "nowhere is neither a workdir nor a checkpoint"),
         ({"probe.label": "hat"}, "probe.label 'hat' is not in the data set; it has age, arousal"),
         ({"batch_size": 12}, "batch_size 12 does not divide"),
     ],
@@ -105,15 +106,11 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
 
     def started(path):
         config = runs.config(tiny_data, init_from=str(path))
-        folder = tmp_path / path.name
-        from hmtl_jax import sharding
-
         mesh = sharding.make_mesh(**config.mesh)
-        recipe.check(config)
         with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-            run = train.Run(config, folder, mesh)
-            current, _, _ = train.begin(run)
-            run.close()
+            tasks = build.make_tasks(config, records.open_split(tiny_data, "synthetic", "train"))
+            training = build.training(config, tasks, 96)
+            current = train.begin(config, training, state.abstract(training, mesh))
         return jax.device_get(state.evaluation_variables(current)["params"]["encoder"])
 
     # The tolerance is 0: both hold the very bits of the moving average.

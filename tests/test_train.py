@@ -1,11 +1,11 @@
 """Runs in this process, on eight devices: what they leave, say, refuse and survive."""
 
 import collections
+import gc
 import json
 import pathlib
 import shutil
 import types
-from typing import Any
 
 import cv2
 import jax
@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hmtl_jax import checkpoint, evaluate, initial, recipe, sharding, state, train, workdir
+from hmtl_jax import (
+    build,
+    evaluate,
+    initial,
+    prepare,
+    recipe,
+    sharding,
+    state,
+    train,
+    trained,
+    workdir,
+)
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.readers import READERS
 from hmtl_jax.errors import UserError
@@ -54,20 +65,20 @@ def test_the_cost_of_fusion_is_that_of_the_second_view(pretext, low, high):
     config.model.fusion, config.pretexts = "concat", {"other": pretext}
     training = tiny.training(config)
     shapes = jax.eval_shape(lambda: state.create(training))
-    run: Any = types.SimpleNamespace(config=config, program=training.program, abstract=shapes)
-    assert low < train.fusion_cost(run) < high
+    variables = state.evaluation_variables(shapes)
+    assert low < train.fusion_cost(training.program, variables) < high
 
 
 def test_every_kind_of_task_has_a_number_on_the_screen():
     found = {"pose/mae": 4.5, "pose/mae_yaw": 4.0, "affect/ccc": 0.5, "fake/auc": 0.9, "a/ece": 0.1}
-    assert train.shown(found) == "pose/mae 4.5000, affect/ccc 0.5000, fake/auc 0.9000"
+    assert evaluate.shown(found) == "pose/mae 4.5000, affect/ccc 0.5000, fake/auc 0.9000"
 
 
 def test_the_workdir_holds_everything(finished):
     names = {path.name.partition(".out.")[0] for path in finished.workdir.iterdir()}
     assert names == {
-        "config.json", "versions.json", "metrics.jsonl", "events", "checkpoints", "eval",
-        "pictures",
+        "config.json", "tasks.json", "data.json", "preprocessing.json", "versions.json",
+        "metrics.jsonl", "events", "checkpoints", "eval", "pictures",
     }  # fmt: skip
     assert runs.steps(finished.workdir) == [12, 18]
     kept = json.loads((finished.workdir / "config.json").read_text())
@@ -115,7 +126,7 @@ def test_each_example_is_evaluated_once(finished):
 
 
 def test_the_test_split_is_read_once_at_the_end(finished):
-    pictures = "train"
+    pictures = "test"  # of faces that were not trained on
     assert finished.evaluated == ["validation", "validation", "validation", "test", pictures]
 
 
@@ -143,37 +154,116 @@ def test_progress_is_said_in_lines_of_steps(finished):
 ##### Evaluation #####
 
 
-def prepared(config, folder):
-    """A run that is ready to begin, inside its mesh; to be closed."""
-    return train.Run(config, folder, jax.sharding.get_mesh())
-
-
 @pytest.fixture
 def mesh():
-    with jax.set_mesh(sharding.make_mesh()), jax.numpy_dtype_promotion("standard"):
-        yield
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        yield mesh
+
+
+@pytest.mark.parametrize("devices", [1, 6])
+def test_a_run_is_opened_on_other_devices_without_its_data(finished, tiny_data, devices):
+    """Batch 16 does not divide over 6; the numbers are the recorded ones all the same."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        run = trained.load(finished.workdir / "checkpoints" / "18", mesh)
+        source = records.open_split(tiny_data, "synthetic", "validation")
+        eval_step = evaluate.eval_step(run.program, mesh)
+        found = evaluate.of_split(eval_step, run.program, run.variables, source, run.config)
+    recorded = runs.evaluations(finished.workdir)["validation-18.json"]
+    assert (run.step, run.why, run.run) == (18, "as named", finished.workdir)
+    assert found["expression"]["nll"] == pytest.approx(recorded["expression"]["nll"], rel=1e-6)
+    assert found["expression"]["confusion"] == recorded["expression"]["confusion"]
 
 
 def test_evaluation_reads_the_moving_average(finished, tiny_data, mesh):
     """The recorded NLL is that of the averaged weights and not that of the last ones."""
-    run = prepared(runs.config(tiny_data), finished.workdir)
-    current = run.checkpoints.restore(18, run.abstract)
-    labels = pipeline.column(records.open_split(tiny_data, "synthetic", "validation"), "expression")
-
-    def nll(variables):
-        state = checkpoint.dataclasses.replace(current, ema=variables)
-        source = records.open_split(tiny_data, "synthetic", "validation")
-        batches = pipeline.eval_batches(source, **run.loading(16))
-        found = evaluate.predictions(run.eval_step, state, batches, run.mesh)
-        chosen = found["predictions"]["expression"][np.arange(len(labels)), labels]
-        return -np.log(chosen.astype(np.float64)).mean()
-
+    run = trained.load(finished.workdir / "checkpoints" / "18", mesh)
+    arrays = runs.arrays(finished.workdir, 18)
     recorded = runs.evaluations(finished.workdir)["validation-18.json"]
     assert recorded["weights"] == "moving average"
-    assert recorded["expression"]["nll"] == pytest.approx(nll(current.ema), rel=1e-6)
-    last = {"params": current.params, "batch_stats": current.batch_stats}
-    assert abs(recorded["expression"]["nll"] - nll(last)) > 1e-4
-    run.close()
+    leaves = jax.tree_util.tree_flatten_with_path(run.variables)[0]
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_array_equal(leaf, arrays[f"ema/{name}"])
+    assert any(
+        not np.array_equal(arrays[name], arrays[f"ema/{name}"])
+        for name in arrays
+        if name.startswith("params/")
+    )
+
+
+def test_at_the_end_no_state_stands_beside_what_the_report_reads(
+    tiny_data, compile_cache, tmp_path, monkeypatch
+):
+    held = []
+    load = trained.load
+
+    def spy(path, mesh):
+        gc.collect()
+        held.append(sum(x.nbytes for x in jax.live_arrays() if x.ndim > 1))
+        return load(path, mesh)
+
+    monkeypatch.setattr(trained, "load", spy)
+    gc.collect()
+    before = sum(x.nbytes for x in jax.live_arrays() if x.ndim > 1)
+    cfg = runs.config(tiny_data, supervised=True, epochs=0.0, steps=2, optim__warmup_epochs=0.0)
+    runs.run(cfg, tmp_path / "run")
+    assert held == [before + 16 * 32 * 32 * 3]  # the last batch, and none of the weights
+
+
+def test_other_data_are_evaluated_under_their_own_name(
+    finished, tiny_data, compile_cache, tmp_path, monkeypatch
+):
+    other = tmp_path / "data"
+    sizes = {"train": 8, "validation": 8, "test": 17}
+    prepare.prepare("synthetic", None, other, progress=False, size=32, seed=7, **sizes)
+    again = tmp_path / "run"
+    shutil.copytree(finished.workdir, again)
+    before = runs.evaluations(again)
+    printed = runs.run(runs.config(other, job="evaluate"), again)
+    after = runs.evaluations(again)
+    assert {name: after[name] for name in before} == before
+    (new,) = set(after) - set(before)
+    identity = records.identity(other, "synthetic")
+    own = finished.printed[-1].split("eval/")[1].split(",")[0]
+    assert new == f"synthetic-{identity['digest'][:8]}-{own}"
+    assert after[new]["examples"] == 17
+    assert after[new]["data"]["digest"] == identity["digest"]
+    assert printed[-1].startswith("on other data, synthetic 1.0.0 (size=32, train=8, ")
+    with pytest.raises(UserError, match=r"was trained on synthetic .* does not go on with other"):
+        runs.run(runs.config(other), again)
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_state(
+    tiny_data, compile_cache, tmp_path, monkeypatch
+):
+    def fails(tasks, found):
+        raise UserError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "metrics", fails)
+        with pytest.raises(UserError, match="no"):
+            runs.run(runs.config(tiny_data, supervised=True), tmp_path / "run")
+    assert runs.steps(tmp_path / "run") == [6]
+    printed = runs.run(runs.config(tiny_data, supervised=True), tmp_path / "run")
+    assert "going on from step 6 of 18" in printed
+
+
+def test_a_diverged_run_that_skips_its_steps_says_so(tiny_data, compile_cache, tmp_path):
+    changes = {"optim__lr": 1e30, "optim__warmup_epochs": 0.0, "nonfinite": "skip"}
+    changes |= {"optim__name": "sgd", "optim__ema": 0.0, "steps": 3, "epochs": 0.0}
+    said = "Predictions of the task expression are not finite: the run has diverged"
+    with pytest.raises(UserError, match=said):
+        runs.run(runs.config(tiny_data, supervised=True, **changes), tmp_path / "run")
+
+
+def test_a_window_of_steps_is_traced(tiny_data, compile_cache, tmp_path):
+    changes = {"steps": 3, "epochs": 0.0, "optim__warmup_epochs": 0.0}
+    cfg = runs.config(tiny_data, supervised=True, profile_steps=(2, 3), **changes)
+    printed = runs.run(cfg, tmp_path / "run")
+    assert any(line.startswith("traced steps 2 to 3 into ") for line in printed)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 def test_evaluating_a_finished_run_again_gives_the_same_numbers(finished, tiny_data, tmp_path):
@@ -212,13 +302,11 @@ def test_the_best_by_validation_is_kept_and_reported(
 
 
 @pytest.mark.parametrize("key, score", [("expression/accuracy", 0.25), ("expression/nll", -1.5)])
-def test_the_best_has_the_least_of_an_error(tiny_data, monkeypatch, key, score):
-    run = types.SimpleNamespace(
-        config=runs.config(tiny_data, checkpoint__best=key),
-        program=types.SimpleNamespace(tasks={"expression": None}),
-        evaluate=lambda split, current: {"expression": {"accuracy": 0.25, "nll": 1.5}},
-    )
-    assert train.validate(run, None, None) == score
+def test_the_best_has_the_least_of_an_error(tiny_data, tmp_path, key, score):
+    cfg = runs.config(tiny_data, checkpoint__best=key)
+    identity = records.identity(tiny_data, "synthetic")
+    found = {"expression": {"accuracy": 0.25, "nll": 1.5}}
+    assert train.scored(cfg, tmp_path, 6, found, identity, None) == score
 
 
 @pytest.mark.parametrize(
@@ -232,7 +320,7 @@ def test_the_best_has_the_least_of_an_error(tiny_data, monkeypatch, key, score):
 def test_a_best_that_cannot_be_is_refused_before_training(tiny_data, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
         runs.run(runs.config(tiny_data, **changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 ##### Whose the workdir is, and whether it can hold a run #####
@@ -277,13 +365,13 @@ def test_a_start_that_fails_does_not_claim_the_workdir(tiny_data, tmp_path):
 
 
 def test_init_from_lists_what_it_took_and_left(finished, tiny_data, compile_cache, tmp_path, mesh):
-    run = prepared(runs.config(tiny_data, init_from=str(finished.workdir)), tmp_path)
+    cfg = runs.config(tiny_data, init_from=str(finished.workdir))
+    tasks = build.make_tasks(cfg, records.open_split(tiny_data, "synthetic", "train"))
+    training = build.training(cfg, tasks, 96)
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr(initial, "say", printed.append)
-        current, _, first = train.begin(run)
-    run.close()
-    assert first == 0
+        current = train.begin(cfg, training, state.abstract(training, mesh))
     last = run_arrays = runs.arrays(finished.workdir, 18)
     average = last["ema/params/encoder/embed/kernel"]
     np.testing.assert_array_equal(current.params["encoder"]["embed"]["kernel"], average)
@@ -308,13 +396,13 @@ def test_init_from_refuses_another_size(finished, tiny_data, tmp_path):
 def test_a_subset_is_its_share_of_each_class(tiny_data, tmp_path, mesh):
     whole = records.open_split(tiny_data, "synthetic", "train")
     classes = pipeline.column(whole, "expression")
-    run = prepared(runs.config(tiny_data, data__subset=0.25, steps=3), tmp_path)
+    cfg = runs.config(tiny_data, data__subset=0.25)
+    batches = train.train_batches(cfg, whole, build.make_tasks(cfg, whole))
     wanted = sum(max(1, int(0.25 * n + 0.5)) for n in np.bincount(classes) if n)
-    assert run.batches.num_examples == wanted
-    assert run.steps == 3
-    seen = {int(i) for _ in range(40) for i in next(run.batches)["index"]}
+    assert batches.num_examples == wanted
+    seen = {int(i) for _ in range(40) for i in next(batches)["index"]}
     assert len(seen) == wanted
-    run.close()
+    batches.close()
 
 
 @pytest.mark.parametrize(
