@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from benchmarks import train_step
-from hmtl_jax import recipe
+from hmtl_jax import recipe, rules
 from hmtl_jax.errors import UserError
 
 MAE = {"decoder_heads": 4}
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="192x6x3/8")
     parser.add_argument("--image_size", type=int, default=48)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--dtype", choices=tuple(recipe.DTYPES), default="bfloat16")
+    parser.add_argument("--dtype", choices=tuple(rules.DTYPES), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--write", action="store_true", help="append to RESULTS.md")

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import build, optim, recipe, state, step
+from hmtl_jax import build, optim, recipe, rules, state, step
 from hmtl_jax.models import vit
 from hmtl_jax.program import make_views
 
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace) -> str:
     for run in arms.values():
         run(2)  # compiles the peer, warms all
     times = {arm: [] for arm in arms}
-    ceilings: dict[str, float] = dict.fromkeys(recipe.DTYPES, 0.0)
+    ceilings: dict[str, float] = dict.fromkeys(rules.DTYPES, 0.0)
     for _ in range(args.rounds):
         for arm, run in arms.items():
             run(1)  # the first step after another arm's pays for that one's caches and memory
@@ -324,7 +324,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--encoder", default="B/16" if accelerated else "Ti/16")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=128 if accelerated else 32)
-    parser.add_argument("--dtype", choices=tuple(recipe.DTYPES), default="bfloat16")
+    parser.add_argument("--dtype", choices=tuple(rules.DTYPES), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20 if accelerated else 2)
     parser.add_argument("--matmul", type=int, default=8192 if accelerated else 2048)

@@ -1,6 +1,7 @@
 """From a recipe, and what its data say, to the program that runs it."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,57 +11,48 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import optim, pretext, tasks, weighting
+from hmtl_jax import optim, pretext, recipe, tasks, weighting
 from hmtl_jax.data import augment, pipeline
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models import decoders, encoders, heads, hybrid
 from hmtl_jax.program import Program
 from hmtl_jax.recipe import steps_per_epoch, total_steps
 from hmtl_jax.step import Training
-from hmtl_jax.tasks import multilabel
-from hmtl_jax.tasks.columns import columns
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The training split, as tasks ask of it (see tasks/data.py)."""
+
+    source: Any
+
+    def classes(self, label: str) -> tuple[str, ...]:
+        """Names of a label's classes; empty where it is no class label."""
+        return tuple(self.source.class_names(label) or ())
+
+    def entries(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Names of the columns that these labels make side by side."""
+        return tuple(pipeline.entry_names(self.source, labels))
+
+    def column(self, label: str) -> np.ndarray:
+        """One label of all examples [N, …]."""
+        return pipeline.column(self.source, label)
+
+
 def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
-    """The recipe's tasks for a training split: names and class weights come from it."""
-    made = {}
+    """The recipe's tasks for a training split: each takes from it what it needs."""
+    made, data = {}, TrainingData(source)
     for name, part in config.tasks.items():
         cls, settings = lookup(tasks.TASKS, part.kind, "task"), _settings(part)
-        key = "labels" if "labels" in settings else "label"
-        read = (settings[key],) if isinstance(settings[key], str) else settings[key]
-        _check_labels(name, key, read, source)
-        if "classes" in cls.__dataclass_fields__:
-            settings |= _class_settings(name, settings, source)
-        if "names" in cls.__dataclass_fields__:
-            settings["names"] = tuple(pipeline.entry_names(source, read))
-        if "positive_weights" in settings:
-            settings["positive_weights"] = _positive_weights(name, settings, source)
-        if part.kind == "binary" and len(source.class_names(read[0]) or "01") != 2:
-            raise UserError(
-                f"tasks.{name}.label {read[0]!r} has {len(source.class_names(read[0]))} classes, "
-                "not two; make it a classification task."
-            )
-        turned = config.augment.randaugment[0] and config.augment.randaugment_geometric
-        if part.kind == "pose" and turned:
-            raise UserError(
-                f"tasks.{name}: RandAugment turns and shears pictures, which falsifies a pose; set "
-                "augment.randaugment_geometric to False."
-            )
-        if settings.get("objective") == "ccc" and config.optim.accumulate > 1:
-            raise UserError(
-                f"tasks.{name}.objective 'ccc' is taken over the whole batch; set "
-                "optim.accumulate to 1, or the objective to 'mse'."
-            )
+        for key in ("label", "labels"):
+            read = settings.get(key, ())
+            _check_labels(name, key, (read,) if isinstance(read, str) else read, source)
         with _named("tasks", name, part.kind):
-            made[name] = cls(**settings)
-        _check_labels(name, key, made[name].labels, source)
-        if (config.augment.mixup or config.augment.cutmix) and not made[name].mixes:
-            raise UserError(
-                f"tasks.{name}: the mean of two labels of a {part.kind} task means nothing; set "
-                "augment.mixup and augment.cutmix to 0."
-            )
+            made[name] = cls.fitted(settings, data)
+            _check_labels(name, key, made[name].labels, source)
+            _check_allowed(config, made[name])
     return made
 
 
@@ -73,9 +65,28 @@ def _check_labels(name: str, key: str, read: Sequence[str], source: Any) -> None
             )
 
 
+def _check_allowed(config: ConfigDict, task: Any) -> None:
+    """Raises UserError where the recipe does what falsifies the task's labels or its loss."""
+    turned = config.augment.randaugment[0] and config.augment.randaugment_geometric
+    if turned and not task.bears_warps:
+        raise UserError(
+            "RandAugment turns and shears pictures, which falsifies its label; set "
+            "augment.randaugment_geometric to False."
+        )
+    if config.optim.accumulate > 1 and task.couples_rows:
+        raise UserError(
+            "its loss is taken over the whole batch, which no micro-batch has; set "
+            "optim.accumulate to 1, or choose another objective."
+        )
+    if (config.augment.mixup or config.augment.cutmix) and not task.mixes:
+        raise UserError(
+            "the mean of two of its labels means nothing; set augment.mixup and augment.cutmix to "
+            "0."
+        )
+
+
 def _settings(part: ConfigDict) -> dict[str, Any]:
-    ours = ("kind", "weight", "weight_schedule", "final_weight", "in_stream")
-    return {key: value for key, value in part.items() if key not in ours}
+    return {key: value for key, value in part.items() if key not in recipe.PART}
 
 
 @contextlib.contextmanager
@@ -90,58 +101,6 @@ def _named(section: str, name: str, kind: str) -> Iterator[None]:
         raise UserError(said if known else f"{section}.{name}: {said}") from None
 
 
-def _class_settings(name: str, settings: Mapping, source: Any) -> dict[str, Any]:
-    """Class names of the label, class weights by the recipe's word, and priors if it needs them."""
-    label = settings["label"]
-    classes = source.class_names(label)
-    if not classes:
-        raise UserError(f"tasks.{name}.label {label!r} is not a class label in this data set.")
-    weights, priors = settings["class_weights"], ()
-    if weights == "balanced":
-        weights = balanced_weights(pipeline.column(source, label), len(classes))
-    elif weights == "none":
-        weights = ()
-    elif isinstance(weights, str) or len(weights) != len(classes):
-        raise UserError(
-            f"tasks.{name}.class_weights must be 'none', 'balanced' or {len(classes)} numbers."
-        )
-    if settings["logit_adjustment"]:
-        priors = shares(pipeline.column(source, label), len(classes))
-    return {
-        "classes": tuple(classes),
-        "class_weights": tuple(map(float, weights)),
-        "priors": priors,
-    }
-
-
-def _positive_weights(name: str, settings: Mapping, source: Any) -> tuple[float, ...]:
-    """One weight an attribute by the recipe's word; empty for none."""
-    weights = settings["positive_weights"]
-    if weights == "none":
-        return ()
-    if weights == "balanced":
-        read = {label: pipeline.column(source, label) for label in settings["labels"]}
-        return multilabel.balanced_positive_weights(columns(read, settings["labels"], np))
-    if isinstance(weights, str) or len(weights) != len(settings["names"]):
-        raise UserError(
-            f"tasks.{name}.positive_weights must be 'none', 'balanced' or "
-            f"{len(settings['names'])} numbers."
-        )
-    return tuple(map(float, weights))
-
-
-def shares(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-    """The share of each class among the labelled examples."""
-    counts = np.bincount(labels[labels >= 0], minlength=classes)
-    return tuple(float(count / max(counts.sum(), 1)) for count in counts)
-
-
-def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-    """Count of the majority class / count of the class (HMTL); a class without examples gets 1."""
-    counts = np.bincount(labels[labels >= 0], minlength=classes)
-    return tuple(float(counts.max() / count) if count else 1.0 for count in counts)
-
-
 def make_pretexts(config: ConfigDict) -> dict[str, Any]:
     """The recipe's pretexts for its encoder and image size."""
     made, image_size = {}, config.data.image_size
@@ -154,16 +113,13 @@ def make_pretexts(config: ConfigDict) -> dict[str, Any]:
     }
     for name, part in config.pretexts.items():
         cls = lookup(pretext.PRETEXTS, part.kind, "pretext")
-        settings = _settings(part)
-        settings |= {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
         with _named("pretexts", name, part.kind):
-            made[name] = cls(**settings)
-        imports = getattr(made[name], "perceptual_encoder", "")
-        if getattr(made[name], "perceptual", 0) and not imports and not config.optim.ema:
+            made[name] = cls(**_settings(part), **{key: given[key] for key in cls.FILLED})
+        if made[name].needs_average and not config.optim.ema:
             raise UserError(
-                f"pretexts.{name}.perceptual compares features under the moving average of the "
-                f"encoder; set optim.ema, such as 0.999, or pretexts.{name}.perceptual_encoder, or "
-                "the weight to 0."
+                f"pretexts.{name} compares features under the moving average of the encoder; set "
+                "optim.ema, such as 0.999, or a network of its own (perceptual_encoder), or its "
+                "perceptual weight to 0."
             )
     return made
 
@@ -174,9 +130,9 @@ def make_networks(config: ConfigDict, made_pretexts: Mapping) -> dict[str, Any]:
     with (settings := config.model.copy_and_resolve_references()).unlocked():
         settings.update(drop_path=0.0, pool="cls", positions="learned")
     for name, one in made_pretexts.items():
-        if getattr(one, "perceptual", 0) and one.perceptual_encoder:
+        if one.network:
             with _named("pretexts", f"{name}.perceptual_encoder", "model.encoder"):
-                encoder = encoders.parse(one.perceptual_encoder)
+                encoder = encoders.parse(one.network[0])
                 encoder.check(config.data.image_size)
             made[name] = encoder.make(settings, DTYPES[config.model.dtype])
     return made
@@ -215,7 +171,7 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
 def _check_sizes(config: ConfigDict, made_pretexts: Mapping) -> None:
     """A table of learned positions has one size; fixed ones are computed for any."""
     for name, made in made_pretexts.items():
-        others = set(getattr(made, "sizes", ())) - {config.data.image_size}
+        others = set(made.sizes_of_views) - {config.data.image_size}
         if others and "/" in config.model.encoder and config.model.positions == "learned":
             raise UserError(
                 f"pretexts.{name}.sizes holds {sorted(others)}, which learned positions do not "
@@ -281,17 +237,34 @@ def encoder_alone(config: ConfigDict) -> Program:
     return program(alone, {})
 
 
-def check_best(config: ConfigDict, made_tasks: Mapping) -> None:
-    """Raises UserError if checkpoint.best cannot be a number that validation yields."""
+def check_best(config: ConfigDict, made_tasks: Mapping, validation: Any) -> None:
+    """Raises UserError if checkpoint.best cannot be a number that the validation split yields.
+
+    Each task says which metrics it has; whether the split defines one, such as the AUC of a split
+    that holds a single class, its metrics of made-up predictions tell.
+    """
     best = config.checkpoint.best
     if not best:
         return
-    if not config.data.validation:
+    if validation is None:
         raise UserError(f"checkpoint.best {best!r} needs data.validation, which is empty.")
-    task, slash, _ = best.partition("/")
+    name, slash, metric = best.partition("/")
     if not slash:
         raise UserError(f"checkpoint.best {best!r} must be TASK/METRIC, as 'expression/accuracy'.")
-    lookup(made_tasks, task, "task in checkpoint.best:")
+    task = lookup(made_tasks, name, "task in checkpoint.best:")
+    lookup(dict.fromkeys(task.metric_names), metric, f"metric of {name} in checkpoint.best:")
+    labels = {label: pipeline.column(validation, label) for label in task.labels}
+    outputs = jnp.zeros((len(validation), task.num_outputs), jnp.float32)
+    try:
+        found = task.metrics(np.asarray(task.predict(outputs)), labels)
+    except UserError as error:
+        split = config.data.validation
+        raise UserError(f"checkpoint.best {best!r} on the split {split!r}: {error}") from None
+    if found[metric] is None:
+        raise UserError(
+            f"checkpoint.best {best!r} is undefined on the split {config.data.validation!r}, as a "
+            "measure of several classes is where one alone occurs; choose another metric."
+        )
 
 
 def loading(config: ConfigDict, labels: Sequence[str], batch_size: int) -> dict[str, Any]:

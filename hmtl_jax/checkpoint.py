@@ -44,8 +44,6 @@ class Checkpoints:
     best: str = ""
 
     def __post_init__(self):
-        if self.keep < 1:
-            raise UserError(f"checkpoint.keep must be at least 1, not {self.keep}.")
         policies = [_preservation.LatestN(self.keep)]
         if self.best:
             policies.append(

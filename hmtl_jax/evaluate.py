@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from hmtl_jax import build, cluster, files, infer, pictures, sharding, trained, workdir
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.errors import UserError
+from hmtl_jax.metrics.names import headlines
 from hmtl_jax.program import Program
 
 
@@ -44,7 +45,7 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh) -> None:
         left.append(file)
     if own:  # pictures have one place, and it is that of the run's own data
         left += pictures.draw(run, config, mesh, found)
-    said = f"{split}: {shown(scalars(found))}" if found else "trained"
+    said = f"{split}: {headlines(scalars(found))}" if found else "trained"
     if not own:
         said = f"on other data, {workdir.described(identity)}, {said}"
     cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
@@ -124,12 +125,6 @@ def scalars(found: Mapping[str, Any]) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, float)  # counts are no measures
     }
-
-
-def shown(found: dict[str, float]) -> str:
-    """The metrics that belong into a line on the screen."""
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "auc", "ccc", "mae")
-    return ", ".join(f"{n} {v:.4f}" for n, v in found.items() if n.rpartition("/")[2] in names)
 
 
 def write(path: pathlib.Path, found: Mapping[str, Any]) -> None:

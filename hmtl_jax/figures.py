@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 
 from hmtl_jax import errors
-from hmtl_jax.metrics import writer
+from hmtl_jax.metrics import names, writer
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _GREY = "#555555"
 _DPI = 144
-# Evaluation metrics where less is better; they get a panel of their own.
-ERRORS = (
-    *("nll", "ece", "loss", "mae", "mse", "rmse", "eer", "geodesic"),
-    *("mae_yaw", "mae_pitch", "mae_roll"),
-)
 
 
 def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> None:
@@ -157,8 +152,8 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple]]
         "Evaluation errors": {},
         "Images per second": {},
     }
-    names = dict.fromkeys(name for record in records for name in record if name != "step")
-    for name in names:
+    logged = dict.fromkeys(name for record in records for name in record if name != "step")
+    for name in logged:
         place = _place(name)
         points = [(record["step"], record[name]) for record in records if name in record]
         points = [(step, value) for step, value in points if value is not None]
@@ -176,7 +171,7 @@ def _place(name: str) -> tuple[str, str] | None:
     if name == "images_per_second":
         return "Images per second", "training"
     if kind == "eval":
-        is_error = rest.rpartition("/")[2] in ERRORS
+        is_error = not names.metric(rest).higher
         return ("Evaluation errors" if is_error else "Evaluation"), rest.replace("/", " ").replace(
             "_", " "
         )

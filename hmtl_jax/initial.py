@@ -40,15 +40,14 @@ def encoder(config: ConfigDict, ours: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def networks(config: ConfigDict, current: TrainState) -> TrainState:
+def networks(pretexts: Mapping[str, Any], current: TrainState) -> TrainState:
     """The state with the weights of the frozen networks that pretexts read; says what it took."""
     frozen = {}
     for name, ours in current.frozen.items():
-        part = config.pretexts[name]
-        found, _ = pretrained.load(part.perceptual_weights, part.perceptual_encoder, ours)
+        encoder, file = pretexts[name].network
+        found, _ = pretrained.load(file, encoder, ours)
         frozen[name] = jax.tree.map(_put_like, found, ours)
-        taken = f"{count(found['params']):,} parameters"
-        say(f"pretexts.{name}.perceptual_weights {part.perceptual_weights}: took {taken}")
+        say(f"pretexts.{name}: took {count(found['params']):,} parameters of {encoder} from {file}")
     return dataclasses.replace(current, frozen=frozen)
 
 

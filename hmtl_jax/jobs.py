@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from hmtl_jax import evaluate, export, files, probe, recipe, train, workdir
+from hmtl_jax import evaluate, export, files, probe, rules, train, workdir
 from hmtl_jax.errors import UserError
 
 
 def run(config: ConfigDict, folder: str) -> None:
     """Does the recipe's job in the workdir `folder`; raises UserError for one that cannot be."""
-    recipe.check(config)
+    rules.check(config)
     path = files.local(folder, "--workdir")
     if config.job in ("evaluate", "export"):
         if not (path / "checkpoints").is_dir():

@@ -14,7 +14,13 @@ from hmtl_jax import commandline
 from hmtl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The recipe, as configs/NAME.py. --config.KEY=VALUE overrides a key of it; a list is written "
+    "a,b (--config.pretexts.mae.targets=lbp,rgb --config.augment.crop_scale=0.5,1).",
+    lock_config=True,
+)
 flags.DEFINE_string("workdir", None, "Where the run leaves its files; the same one continues it.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; found alone on Slurm and TPU.")
 flags.DEFINE_integer("num_processes", None, "Processes of the whole run.")

@@ -33,8 +33,6 @@ def make_schedule(cfg: Any, steps: int, warmup: int) -> Callable:
         raise UserError(
             f"optim.warmup_epochs takes {warmup} of the run's {steps} steps; shorten it."
         )
-    if cfg.lr <= 0:
-        raise UserError(f"optim.lr must be positive, not {cfg.lr}.")
     schedules = {
         "cosine": lambda: optax.cosine_decay_schedule(
             cfg.lr, max(steps - warmup, 1), alpha=cfg.final_lr / cfg.lr
@@ -107,8 +105,6 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     To stand after the optimizer, so that steps and weight decay shrink alike: layer-wise decay of
     the learning rate (Clark 2020, ELECTRA), with the depths of BEiT's and MAE's fine-tuning.
     """
-    if not 0.0 < decay <= 1.0:
-        raise UserError(f"optim.layer_decay is a factor in (0, 1], not {decay}; 1 is without.")
 
     def scaled(updates, params):
         del params

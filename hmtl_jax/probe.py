@@ -30,6 +30,7 @@ from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics.classification import classification_metrics
 from hmtl_jax.metrics.multilabel import multilabel_metrics
+from hmtl_jax.metrics.names import first_headline
 from hmtl_jax.metrics.regression import regression_metrics
 from hmtl_jax.program import Program
 
@@ -180,7 +181,7 @@ def report(
     files.write_json(path, found)
     for kind in ("linear", "neighbours"):
         if kind in found["trained"]:
-            metric = "accuracy" if "accuracy" in found["trained"][kind] else "rmse"
+            metric = first_headline(found["trained"][kind])
             ours, chance = (found[e][kind][metric] for e in ("trained", "random"))
             cluster.say(
                 f"{label}, {kind}: test {metric} {ours:.4f}, with a random encoder {chance:.4f}; "

@@ -1,4 +1,4 @@
-"""A recipe as data: what every key means, its default, and which values no run could use."""
+"""A recipe as data: what every key means, and its default. rules.py says which values may be."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,12 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hmtl_jax import pretext, tasks, textures
+from hmtl_jax import pretext, tasks
 from hmtl_jax.data import augment
 from hmtl_jax.errors import UserError, lookup, nearest
-from hmtl_jax.models import heads
 
-DTYPES = ("float32", "bfloat16")
+SIZE = "image_size"  # of an augmentation: not its own, but that of the data
 
 
 def defaults() -> ConfigDict:
@@ -104,115 +103,52 @@ def weighting_defaults() -> ConfigDict:
 
 
 def augment_defaults() -> dict[str, Any]:
-    """The augmentations, all off; `image_size` is data.image_size."""
-    fields = augment.Augment.__dataclass_fields__
-    return {name: field.default for name, field in fields.items() if name != "image_size"}
+    """The augmentations, all off; their image_size is that of the data."""
+    fields = dataclasses.fields(augment.Augment)
+    return {field.name: field.default for field in fields if field.name != SIZE}
+
+
+# What stands in each part beside the settings of its kind.
+PART = {
+    "kind": "",
+    "weight": 1.0,
+    "weight_schedule": "constant",
+    "final_weight": 0.0,
+    "in_stream": True,  # pretexts: whether tasks read its view too, where config.stream says so
+}
 
 
 def task(kind: str, **settings: Any) -> ConfigDict:
     """A task of a recipe: `config.tasks.expression = task("classification", label=...)`."""
     cls = lookup(tasks.TASKS, kind, "task")
-    return _part(cls, kind, settings, filled={"classes", "priors", "names"})
+    more = {key: value for key, value in PART.items() if key != "in_stream"}
+    return _part(kind, settings, more | _defaults(cls) | cls.SETTINGS)
 
 
 def pretext_task(kind: str, **settings: Any) -> ConfigDict:
     """A pretext of a recipe: `config.pretexts.mae = pretext_task("mae", targets=("lbp",))`."""
     cls = lookup(pretext.PRETEXTS, kind, "pretext")
-    # in_stream: whether tasks read its view too where config.stream says that they read views.
-    filled = {"patch", "image_size", "drops_tokens"}
-    return _part(cls, kind, settings, filled, in_stream=True)
+    return _part(kind, settings, PART | _defaults(cls))
 
 
-def _part(cls: type, kind: str, settings: dict, filled: set[str], **more: Any) -> ConfigDict:
-    """Every field of `cls` that the recipe may set, with its default; and `more` keys."""
-    fields = {k: f.default for k, f in cls.__dataclass_fields__.items() if k not in filled}
-    weight = {"weight": 1.0, "weight_schedule": "constant", "final_weight": 0.0}
-    known = {"kind": kind, **weight, **more, **fields}
-    for name in {"class_weights", "positive_weights"} & set(fields):
-        known[name] = "none"  # or "balanced", or one number a class or attribute
+def _defaults(cls: Any) -> dict[str, Any]:
+    """Every field that a recipe sets, with its default; the others are filled from elsewhere."""
+    fields = dataclasses.fields(cls)
+    return {field.name: field.default for field in fields if field.name not in cls.FILLED}
+
+
+def _part(kind: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> ConfigDict:
     for name in settings:
         if name not in known:
             raise UserError(
                 f"The {kind} part has no setting {name!r}; known: {', '.join(sorted(known))}."
                 f"{nearest(name, known)}"
             )
-    missing = [k for k, v in (known | settings).items() if v is dataclasses.MISSING]
+    found = {**known, **settings, "kind": kind}
+    missing = [key for key, value in found.items() if value is dataclasses.MISSING]
     if missing:
         raise UserError(f"The {kind} part needs {' and '.join(missing)}.")
-    return ConfigDict(known | settings)
-
-
-def check(config: ConfigDict) -> None:
-    """Raises UserError for a value that no run could use, before anything is opened or written."""
-    choices = {
-        "job": (config.job, ("train", "evaluate", "export", "probe")),
-        "nonfinite": (config.nonfinite, ("stop", "skip")),
-        "stream": (config.stream, ("clean", "one_stream", "siamese")),
-        "model.fusion": (config.model.fusion, ("", *heads.FUSIONS)),
-        "model.input": (config.model.input, ("rgb", *textures.TEXTURES)),
-        "model.pool": (config.model.pool, ("cls", "mean")),
-        "model.positions": (config.model.positions, ("sincos", "learned")),
-        "model.dtype": (config.model.dtype, DTYPES),
-    }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise UserError(f"{key} is {value!r}; it must be one of {', '.join(known)}.")
-    if config.job == "probe":
-        return  # it reads a run that was trained already
-    if not config.tasks and not config.pretexts:
-        raise UserError("The recipe has neither a task nor a pretext; give it at least one.")
-    names = [*config.tasks, *config.pretexts]
-    bad = {name for name in names if names.count(name) > 1 or name == "clean" or "/" in name}
-    if bad:
-        raise UserError(
-            "A name stands for one task or pretext, is not 'clean' and holds no '/'; rename "
-            f"{', '.join(sorted(bad))}."
-        )
-    read = {name: part for name, part in config.pretexts.items() if part.in_stream}
-    if config.stream != "clean" and not (config.tasks and read):
-        raise UserError(
-            f"stream {config.stream!r} needs a task, and a pretext with in_stream whose view it "
-            "reads."
-        )
-    inputs = {name: part.get("input", "rgb") for name, part in read.items()}
-    others = [name for name, shown in inputs.items() if shown != config.model.input]
-    if config.stream != "clean" and others:
-        raise UserError(
-            f"stream {config.stream!r} trains the tasks on the view of pretexts.{others[0]}, which "
-            f"shows {inputs[others[0]]!r}, but they are evaluated on model.input "
-            f"{config.model.input!r}; set model.input to {inputs[others[0]]!r}, the stream to "
-            f"'clean', or pretexts.{others[0]}.in_stream to False."
-        )
-    if config.model.fusion and not (config.tasks and len(config.pretexts) == 1):
-        raise UserError(
-            f"model.fusion {config.model.fusion!r} needs a task, and one pretext whose view it "
-            f"fuses; the recipe has {len(config.tasks)} and {len(config.pretexts)}."
-        )
-    if config.model.fusion and config.stream != "clean":
-        raise UserError(
-            f"model.fusion {config.model.fusion!r} reads the pretext's view beside the clean one, "
-            f"which the stream {config.stream!r} does not; set stream to 'clean'."
-        )
-    if not config.data.name:
-        raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
-    if not 0.0 < config.data.subset <= 1.0:
-        raise UserError(f"data.subset is a share in (0, 1], not {config.data.subset}.")
-    if not 0.0 <= config.optim.ema < 1.0:
-        raise UserError(f"optim.ema is a decay in [0, 1), not {config.optim.ema}.")
-    positive = {key: config[key] for key in ("batch_size", "log_every")}
-    positive |= {f"data.{key}": config.data[key] for key in ("image_size", "threads")}
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"{key} must be at least 1, not {value}.")
-    shares = {
-        "model.drop_path": config.model.drop_path,
-        "model.head_dropout": config.model.head_dropout,
-    }
-    for key, value in shares.items():
-        if not 0.0 <= value < 1.0:
-            raise UserError(f"{key} is a share in [0, 1), not {value}.")
-    if config.steps < 0 or (config.steps == 0 and config.epochs <= 0):
-        raise UserError("The recipe trains for no step; set epochs or steps above 0.")
+    return ConfigDict(found)
 
 
 def total_steps(config: ConfigDict, examples: int) -> int:
@@ -232,12 +168,17 @@ def steps_per_epoch(config: ConfigDict, examples: int) -> int:
 
 def flat(config: ConfigDict) -> dict[str, Any]:
     """Dotted keys → JSON values, to compare and to keep."""
+    return {key: _as_json(value) for key, value in leaves(config).items()}
+
+
+def leaves(config: ConfigDict) -> dict[str, Any]:
+    """Dotted keys → values as they are."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            out |= {f"{key}.{inner}": leaf for inner, leaf in flat(value).items()}
+            out |= {f"{key}.{inner}": leaf for inner, leaf in leaves(value).items()}
         else:
-            out[key] = _as_json(value)
+            out[key] = value
     return out
 
 
@@ -294,11 +235,10 @@ def differences(
 ) -> list[str]:
     """`key: theirs → ours` for each key that changes what is computed.
 
-    A key that one side lacks, because it was made before or after the key was, has its default;
-    but for the keys of tasks and pretexts, which have to be the same.
+    A key that one side lacks, because it was made before the key was, has its default. free: keys
+    that may differ beside those of FREE.
     """
-    default = flat(defaults())
-    ours, theirs = {**default, **ours}, {**default, **theirs}
+    ours, theirs = flat(unflat(ours)), flat(unflat(theirs))
     keys = sorted(set(ours) | set(theirs))
     return [
         f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}"

@@ -15,7 +15,6 @@ from hmtl_jax import (
     checkpoint,
     cluster,
     evaluate,
-    figures,
     files,
     infer,
     initial,
@@ -31,6 +30,7 @@ from hmtl_jax.cluster import say
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.log import Log
+from hmtl_jax.metrics import names
 from hmtl_jax.metrics.clock import Clock
 from hmtl_jax.metrics.writer import Writer
 from hmtl_jax.profile import Profile
@@ -54,7 +54,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         identity = records.identity(config.data.data_dir, config.data.name)
         workdir.check_data(folder, identity)
         tasks = build.make_tasks(config, source)
-        build.check_best(config, tasks)
+        build.check_best(config, tasks, validation)
         batches = stack.enter_context(contextlib.closing(train_batches(config, source, tasks)))
 
         ##### The compiled steps #####
@@ -242,7 +242,7 @@ def begin(config: ConfigDict, training: step.Training, abstract: Any) -> state.T
     current = state.create_sharded(training, abstract)
     if config.init_from:
         current = initial.init_from(config, current)
-    return initial.networks(config, current)
+    return initial.networks(training.program.pretexts, current)
 
 
 def check_finite(current: state.TrainState, at: int) -> None:
@@ -269,8 +269,7 @@ def scored(
     measured = evaluate.scalars(found)
     if writer:
         writer.write(at, {f"eval/{split}/{name}": value for name, value in measured.items()})
-    say(f"  {split}: {evaluate.shown(measured)}")
+    say(f"  {split}: {names.headlines(measured)}")
     if not best:
         return None
-    value = lookup(measured, best, "metric in checkpoint.best:")
-    return -value if best.rpartition("/")[2] in figures.ERRORS else value
+    return names.score(best, lookup(measured, best, "metric in checkpoint.best:"))

@@ -8,7 +8,6 @@ that has been driven to 0 (ours). To add one, write its class and its line at th
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hmtl_jax import limits
 from hmtl_jax.errors import UserError
 
 TINY = 1e-12  # a loss of exactly 0 must not divide
@@ -137,10 +137,6 @@ class DynamicAverage(Fixed):
 
     per_epoch: int = 1
     temperature: float = 2.0
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise UserError(f"weighting.temperature must be above 0, not {self.temperature}.")
 
     def init(self) -> Any:
         # sum, count: of this epoch. epochs: how many have had the loss.
@@ -288,8 +284,6 @@ def ssat(tasks: Mapping[str, Callable], pretexts: Mapping[str, Callable], lam: f
 
     The recipe's own weights multiply the two sides, for recipes with several tasks or pretexts.
     """
-    if not 0.0 <= lam <= 1.0:
-        raise UserError(f"weighting.lam must lie in [0, 1], not {lam}.")
 
     def times(share: float, base: Callable) -> Callable:
         return lambda step: share * base(step)
@@ -300,9 +294,6 @@ def ssat(tasks: Mapping[str, Callable], pretexts: Mapping[str, Callable], lam: f
 
 def schedule(name: str, start: float, kind: str, end: float, steps: int) -> Callable:
     """A weight over the run: `constant`, or from `start` to `end` in a `linear` or `cosine` way."""
-    for value in (start, end):
-        if not 0 <= value < math.inf:
-            raise UserError(f"The weight of {name} must be a number of 0 or more, not {value}.")
     if kind == "constant":
         return optax.constant_schedule(start)
     if kind == "linear":
@@ -312,6 +303,14 @@ def schedule(name: str, start: float, kind: str, end: float, steps: int) -> Call
         return lambda step: end + (start - end) * down(step)
     raise UserError(f"weight_schedule of {name} is {kind!r}; known: constant, linear, cosine.")
 
+
+# What the settings of config.weighting may be.
+LIMITS = {
+    "lam": limits.number(0, 1),
+    "lr": limits.above(0, "a rate"),
+    "temperature": limits.above(0),
+    "alpha": limits.number(0),
+}
 
 # name → (tasks, pretexts, settings of config.weighting, steps an epoch) → weighting.
 WEIGHTINGS: dict[str, Callable[[Mapping, Mapping, Mapping, int], Fixed]] = {

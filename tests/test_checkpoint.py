@@ -114,11 +114,6 @@ def test_the_last_and_the_best_stay(tmp_path, scores, keep, stay, best):
     again.close()
 
 
-def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"checkpoint\.keep must be at least 1"):
-        checkpoint.Checkpoints(tmp_path, 0)
-
-
 def test_nothing_is_latest_at_first(tmp_path):
     found = checkpoint.Checkpoints(tmp_path / "new", 1)
     assert (found.latest(), found.best_step()) == (None, None)

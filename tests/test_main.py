@@ -1,5 +1,6 @@
 """The command line: a mistake is one sentence and status 1, without a traceback."""
 
+import ast
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import pytest
 from absl import flags
 
 from configs import linear_probe
-from hmtl_jax import cluster, commandline, main
+from hmtl_jax import cluster, commandline, main, rules
 from hmtl_jax.errors import UserError
+from hmtl_jax.tasks.data import given_weights
 from tests import runs
 
 RECIPE = "--config=tests/run_recipe.py"
@@ -108,13 +110,71 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys):
 
 def test_known_keys_of_any_kind_pass(monkeypatch):
     monkeypatch.chdir(runs.ROOT)
-    commandline.check_keys(
+    commandline.checked(
         ["main.py", RECIPE, "--config.optim.lr=1", "--config.data.tolerate_corrupt",
          "--noconfig.data.tolerate_corrupt", "--config.augment.crop_scale=(0.5, 1.0)",
          "--config.tasks.expression.weight=2"]
     )  # fmt: skip
     with pytest.raises(UserError, match="no key 'nodata'"):
-        commandline.check_keys(["main.py", RECIPE, "--config.nodata=1"])
+        commandline.checked(["main.py", RECIPE, "--config.nodata=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("lbp,rgb", ("lbp", "rgb")),
+        ("lbp", ("lbp",)),
+        ("('lbp',)", ("lbp",)),
+        ("(lbp, rgb)", ("lbp", "rgb")),
+        ("['lbp']", ("lbp",)),
+        ("0.5,1", (0.5, 1)),
+        ("(2, 9)", (2, 9)),
+        ("3", (3,)),
+        ("", ()),
+        ("()", ()),
+    ],
+)
+def test_a_list_is_written_with_commas_or_as_in_python(text, found):
+    assert ast.literal_eval(commandline.as_tuple(text)) == found
+
+
+def test_lists_on_the_command_line_reach_the_recipe(monkeypatch):
+    monkeypatch.chdir(runs.ROOT)
+    argv = [
+        "main.py", RECIPE, "--workdir=x", "--config.pretexts.mae.targets", "lbp,rgb",
+        "--config.augment.crop_scale=0.5,1",
+        "--config.tasks.expression.class_weights=1,2,3,4,5,6,7,8",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        commandline.parse(argv)
+        config = main.FLAGS.config
+    finally:
+        flags.FLAGS.unparse_flags()
+    assert config.pretexts.mae.targets == ("lbp", "rgb")
+    assert config.augment.crop_scale == (0.5, 1)
+    rules.check(config)
+    assert given_weights("key", config.tasks.expression.class_weights, 8) == tuple(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.optim.learning_rate = 1.0", "'optim.learning_rate', a key that nothing reads"),
+        ("config.optim.lr = 'fast'", "fails in line 4: "),
+        ("config.optimizer.lr = 1.0", "fails in line 4: "),
+        ("config.tasks.face = recipe.task('pose', label='x')", "has no setting 'label'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_file_is_one_sentence(tmp_path, line, said):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from hmtl_jax import recipe\ndef get_config():\n"
+        f"    config = recipe.defaults()\n    {line}\n    return config\n"
+    )
+    with pytest.raises(UserError) as caught:
+        commandline.checked(["main.py", f"--config={file}"])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def command(tmp_path, *arguments):

@@ -84,7 +84,7 @@ def test_a_run_reads_the_file_once_and_goes_on_without_it(tiny_data, compile_cac
     with config.unlocked():
         config.pretexts = {"inpaint": inpaint(file)}
     printed = runs.run(config, tmp_path / "run")
-    assert any(f"perceptual_weights {file}: took" in line for line in printed)
+    assert any(f"parameters of {NETWORK} from {file}" in line for line in printed)
     whole = runs.arrays(tmp_path / "run", 4)
     frozen = {name: x for name, x in whole.items() if name.startswith("frozen/inpaint/params/")}
     _, variables = network_of(32)

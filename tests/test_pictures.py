@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hmtl_jax import figures, pictures
+from hmtl_jax import figures
 from hmtl_jax.models import decoders
-from hmtl_jax.pretext import PRETEXTS
 from hmtl_jax.pretext.inpaint import Inpaint
 from hmtl_jax.pretext.mae import Mae
 from hmtl_jax.pretext.puzzle import Puzzle
@@ -27,15 +26,11 @@ def seen(pretext, images_bhwc):
     return jax.device_get(pretext.views(keys, images_bhwc)[0])
 
 
-def test_every_pretext_has_a_picture():
-    assert set(pictures.PICTURES) == set(PRETEXTS)
-
-
 @pytest.mark.parametrize("drops", [True, False])
 def test_mae_with_the_perfect_prediction_shows_the_truth(images_bhwc, drops):
     mae = Mae(PATCH, SIZE, drops_tokens=drops, targets=("rgb", "lbp_uniform"))
     view, target = seen(mae, images_bhwc)
-    columns = pictures.mae_columns(mae, np.asarray(images_bhwc), view, target, target)
+    columns = mae.columns(np.asarray(images_bhwc), view, target, target)
     assert list(columns) == ["input", "masked", "rgb", "rgb rebuilt", "lbp_uniform",
                              "lbp_uniform rebuilt"]  # fmt: skip
     hidden = target["hidden"].astype(bool)
@@ -51,7 +46,7 @@ def test_mae_shows_predictions_only_where_patches_were_masked(images_bhwc):
     mae = Mae(PATCH, SIZE)
     view, target = seen(mae, images_bhwc)
     output = {"rgb": np.zeros_like(target["rgb"])}
-    rebuilt = pictures.mae_columns(mae, np.asarray(images_bhwc), view, target, output)
+    rebuilt = mae.columns(np.asarray(images_bhwc), view, target, output)
     found = reference.patches(rebuilt["rgb rebuilt"], PATCH)
     hidden = target["hidden"].astype(bool)
     mean = np.tile([0.485, 0.456, 0.406], PATCH**2)[None]
@@ -64,7 +59,7 @@ def test_classes_are_shown_as_the_codes_that_they_stand_for(images_bhwc):
     mae = Mae(PATCH, SIZE, targets=("ldp",), loss="classes")
     view, target = seen(mae, images_bhwc)
     sure = np.eye(56, dtype=np.float32)[target["ldp"]].reshape(BATCH, 36, 16 * 56)
-    columns = pictures.mae_columns(mae, np.asarray(images_bhwc), view, target, {"ldp": sure})
+    columns = mae.columns(np.asarray(images_bhwc), view, target, {"ldp": sure})
     ((_, scaled),) = Mae(PATCH, SIZE, targets=("ldp",)).views(
         jax.random.split(jax.random.key(0), BATCH), images_bhwc
     )
@@ -86,12 +81,12 @@ def test_tiles_are_put_back_by_the_likeliest_answers(images_bhwc, pretext, title
     view, target = seen(pretext, images_bhwc)
     outputs = pretext.decoder_spec()["outputs"]
     sure = {name: np.eye(classes)[target[name]] for name, _, classes in outputs}
-    columns = pictures.puzzle_columns(pretext, np.asarray(images_bhwc), view, target, sure)
+    columns = pretext.columns(np.asarray(images_bhwc), view, target, sure)
     assert list(columns) == ["input", title, "put back, 100% right"]
     np.testing.assert_array_equal(columns["put back, 100% right"], images_bhwc)
     name = outputs[-1][0]
     wrong = sure | {name: np.roll(sure[name], 1, axis=-1)}
-    columns = pictures.puzzle_columns(pretext, np.asarray(images_bhwc), view, target, wrong)
+    columns = pretext.columns(np.asarray(images_bhwc), view, target, wrong)
     assert not np.array_equal(columns["put back, 0% right"], images_bhwc)
 
 
@@ -99,7 +94,7 @@ def test_inpainting_shows_what_fills_the_holes(images_bhwc):
     pretext = Inpaint(SIZE)
     view, target = seen(pretext, images_bhwc)
     output = np.full((BATCH, SIZE, SIZE, 3), 100.0, np.float32)
-    columns = pictures.inpaint_columns(pretext, np.asarray(images_bhwc), view, target, output)
+    columns = pretext.columns(np.asarray(images_bhwc), view, target, output)
     assert list(columns) == ["input", "holes", "filled"]
     white = np.where(target["holes"] > 0, 1.0, images_bhwc)
     np.testing.assert_array_equal(columns["filled"], white)
@@ -119,8 +114,7 @@ def test_what_an_untrained_decoder_makes_can_be_drawn(images_bhwc, pretext, tmp_
     decoder = decoders.build(pretext.decoder_spec(), jnp.float32)
     stages = {"pooled": jnp.ones((BATCH, 8)), "patches": jnp.ones((BATCH, 6, 6, 8))}
     output, _ = decoder.init_with_output(jax.random.key(0), stages, view, train=False)
-    kind = {Inpaint: "inpaint", Mae: "mae", Puzzle: "puzzle"}[type(pretext)]
     made = jax.device_get((view, target, output))
-    columns = pictures.PICTURES[kind](pretext, np.asarray(images_bhwc), *made)
+    columns = pretext.columns(np.asarray(images_bhwc), *made)
     figures.reconstruction_grid(tmp_path / "grid.png", columns)
     assert (tmp_path / "grid.png").stat().st_size > 1000

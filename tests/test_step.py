@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from skimage.feature import local_binary_pattern
 
-from hmtl_jax import build, infer, recipe, state, step
+from hmtl_jax import build, infer, recipe, rules, state, step
 from hmtl_jax.data import augment
 from hmtl_jax.program import make_views
 from hmtl_jax.state import evaluation_variables
@@ -291,7 +291,7 @@ def puzzled(**changes):
     config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2, dropout=0.0)}
     config.weighting.name = "fixed"
     config.update_from_flattened_dict(changes)
-    recipe.check(config)
+    rules.check(config)
     training = tiny.training(config)
     return training, tiny.first_state(training)
 

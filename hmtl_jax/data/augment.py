@@ -11,11 +11,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from hmtl_jax import limits
 from hmtl_jax.data import mixing
 from hmtl_jax.data.colour import color_jitter
 from hmtl_jax.data.mixing import mix_target
 from hmtl_jax.data.randaugment import MAX_MAGNITUDE, randaugment
-from hmtl_jax.errors import UserError
 from hmtl_jax.images import IMAGENET_MEAN, denormalise
 
 __all__ = [
@@ -33,26 +33,29 @@ BOX_TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
 
-# Name -> (what must hold, how to say it).
 LIMITS = {
-    "image_size": (lambda side: side >= 1, "a side in pixels, 1 or more"),
-    "crop_scale": (
-        lambda pair: 0 < pair[0] <= pair[1] <= 1,
-        "two fractions of the area, low to high",
-    ),
-    "crop_ratio": (lambda pair: 0 < pair[0] <= pair[1], "two numbers over 0, low to high"),
-    "flip": (lambda p: 0 <= p <= 1, "a probability from 0 to 1"),
+    "image_size": limits.whole(1),
+    "crop_scale": limits.pair(0, 1, "two fractions of the area, low to high"),
+    "crop_ratio": limits.pair(0, math.inf, "two numbers over 0, low to high"),
+    "flip": limits.number(0, 1, "a probability"),
     "color_jitter": (
-        lambda s: len(s) == 4 and min(s) >= 0 and s[3] <= 0.5,
+        lambda s: len(s) == 4 and all(map(limits.is_number, s)) and min(s) >= 0 and s[3] <= 0.5,
         "brightness, contrast, saturation of 0 or more, and hue from 0 to 0.5",
     ),
     "randaugment": (
-        lambda pair: isinstance(pair[0], int) and pair[0] >= 0 and 0 <= pair[1] <= MAX_MAGNITUDE,
+        lambda pair: (
+            len(pair) == 2
+            and limits.is_whole(pair[0])
+            and pair[0] >= 0
+            and limits.is_number(pair[1])
+            and 0 <= pair[1] <= MAX_MAGNITUDE
+        ),
         "(a whole number of operations, a magnitude from 0 to 10)",
     ),
-    "erasing": (lambda p: 0 <= p <= 1, "a probability from 0 to 1"),
-    "mixup": (lambda alpha: alpha >= 0, "an alpha of 0 (off) or more"),
-    "cutmix": (lambda alpha: alpha >= 0, "an alpha of 0 (off) or more"),
+    "randaugment_geometric": limits.flag(),
+    "erasing": limits.number(0, 1, "a probability"),
+    "mixup": limits.number(0, what="an alpha, 0 for off,"),
+    "cutmix": limits.number(0, what="an alpha, 0 for off,"),
 }
 
 
@@ -88,14 +91,7 @@ class Augment:
             value = getattr(self, field.name)
             if isinstance(value, list):  # a recipe that went through JSON
                 object.__setattr__(self, field.name, tuple(value))
-        for name, (holds, wanted) in LIMITS.items():
-            value = getattr(self, name)
-            try:
-                good = holds(value)
-            except (TypeError, ValueError):  # a number where a pair belongs, or the reverse
-                good = False
-            if not good:
-                raise UserError(f"augment.{name} is {value!r}; give {wanted}.")
+        limits.check("augment.", vars(self), LIMITS)
 
 
 def augment(rng: jax.Array, images_bhwc: jax.Array, cfg: Augment) -> tuple[jax.Array, jax.Array]:

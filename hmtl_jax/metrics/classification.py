@@ -7,6 +7,8 @@ import numpy as np
 
 from hmtl_jax import errors
 
+# The measures; what else is returned are counts and tables.
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece")
 _ECE_BINS = 15
 _BOOTSTRAP_RESAMPLES = 1000
 

@@ -7,6 +7,8 @@ import numpy as np
 from hmtl_jax import errors
 
 ANGLES = ("yaw", "pitch", "roll")
+# The measures; what else is returned are counts.
+NAMES = ("mae", *(f"mae_{angle}" for angle in ANGLES), "geodesic")
 
 
 def pose_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

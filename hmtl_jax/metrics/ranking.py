@@ -6,6 +6,9 @@ import numpy as np
 
 from hmtl_jax import errors
 
+# The measures; what else is returned are counts.
+NAMES = ("accuracy", "balanced_accuracy", "auc", "average_precision", "eer", "nll")
+
 
 def binary_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Metrics of probabilities of 1 against labels, as plain JSON values.

@@ -7,6 +7,9 @@ import numpy as np
 
 from hmtl_jax import errors
 
+# The measures; what else is returned are counts and tables.
+NAMES = ("rmse", "mae", "pearson", "ccc", "sagr", "within")
+
 
 def regression_metrics(
     predictions: np.ndarray, labels: np.ndarray, names: Sequence[str], tolerance: float = 0.0

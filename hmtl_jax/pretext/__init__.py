@@ -2,9 +2,12 @@
 
 A pretext is a frozen dataclass with `views(rngs_b, images) -> ((View, target), ...)`,
 `decoder_spec()` and, for each of its views, `losses(output, target, features) -> {part: [B]}`,
-where `features` maps images in [0, 1] to the stages of a frozen network (the moving average of the
-encoder, or the one named by its field `perceptual_encoder`). The recipe fills its fields
-image_size, patch and drops_tokens. To add one, write its file and its line below.
+where `features` maps images in [0, 1] to the stages of a frozen network: the moving average of the
+encoder (`needs_average`), or the imported one that `network` names, as (encoder, file).
+`columns(images, view, target, output)` is its picture. FILLED are its fields that the recipe fills
+from its encoder: image_size, patch, drops_tokens. LIMITS is what each of its settings may be (see
+limits.py); `sizes_of_views`, what the encoder has to read. To add one, write its file and its line
+below.
 """
 
 from hmtl_jax.pretext.inpaint import Inpaint

@@ -9,10 +9,13 @@ the moving average of the encoder itself, or a network whose weights are importe
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from hmtl_jax import limits
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.images import denormalise, normalise, paint
 from hmtl_jax.view import View
@@ -47,41 +50,38 @@ class Inpaint:
     decoder_dim: int = 128
     decoder_depth: int = 2
 
+    FILLED: ClassVar = ("image_size",)
+    LIMITS: ClassVar = {
+        "share": limits.open_share("the part of the area to cut out"),
+        "rectangles": limits.whole(1),
+        "tiles": limits.whole(2),
+        "perceptual": limits.number(0, what="a weight"),
+        "decoder_dim": limits.whole(1),
+        "decoder_depth": limits.whole(0),
+    }
+
     def __post_init__(self):
+        limits.check("pretexts.inpaint.", vars(self), self.LIMITS)
         lookup(HOLES, self.holes, "pretexts.inpaint.holes")
-        if not 0.0 < self.share < 1.0:
-            raise UserError(
-                f"pretexts.inpaint.share is the area to cut out, in (0, 1), not {self.share!r}."
-            )
-        if self.rectangles < 1:
-            raise UserError(f"pretexts.inpaint.rectangles is {self.rectangles}; cut at least 1.")
-        if not 2 <= self.tiles <= self.image_size:
-            raise UserError(
-                f"pretexts.inpaint.tiles is {self.tiles}; give from 2 to data.image_size "
-                f"{self.image_size} tiles along a side."
-            )
-        if self.perceptual < 0:
-            raise UserError(f"pretexts.inpaint.perceptual is a weight, not {self.perceptual!r}.")
-        if self.decoder_dim < 1 or self.decoder_depth < 0:
-            raise UserError(
-                f"pretexts.inpaint.decoder_dim {self.decoder_dim} must be at least 1, and "
-                f"decoder_depth {self.decoder_depth} not negative."
-            )
-        if bool(self.perceptual_encoder) != bool(self.perceptual_weights):
-            raise UserError(
-                "pretexts.inpaint.perceptual_encoder and pretexts.inpaint.perceptual_weights name "
-                "a network and its safetensors file; set both or neither."
-            )
-        if self.perceptual_encoder and not self.perceptual:
-            raise UserError(
-                "pretexts.inpaint.perceptual is 0, so pretexts.inpaint.perceptual_encoder is not "
-                "read; set a weight, or leave the encoder empty."
-            )
-        if self.perceptual and (not self.stages or isinstance(self.stages, str)):
-            raise UserError(
-                f"pretexts.inpaint.stages is {self.stages!r}; give a tuple of the encoder's "
-                "stages, such as ('patches',), or set pretexts.inpaint.perceptual to 0."
-            )
+        self._check_grid()
+        self._check_network()
+
+    @property
+    def network(self) -> tuple[str, str] | None:
+        """The frozen network in which features are compared, as its name and file; or None."""
+        return (
+            (self.perceptual_encoder, self.perceptual_weights) if self.perceptual_encoder else None
+        )
+
+    @property
+    def needs_average(self) -> bool:
+        """Whether features are compared under the moving average of the encoder."""
+        return bool(self.perceptual) and not self.perceptual_encoder
+
+    @property
+    def sizes_of_views(self) -> tuple[int, ...]:
+        """Sides of what the encoder reads, in pixels."""
+        return (self.image_size,)
 
     def decoder_spec(self) -> dict:
         size, dim, depth = self.image_size, self.decoder_dim, self.decoder_depth
@@ -119,6 +119,37 @@ class Inpaint:
             ]
             losses["perceptual"] = self.perceptual * sum(distances) / len(distances)
         return losses
+
+    def columns(
+        self, images: np.ndarray, view: View, target: Mapping, output: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The picture's columns: input, input with holes, and the holes filled."""
+        shown = np.clip(np.asarray(filled(jnp.asarray(output), target)), 0.0, 1.0)
+        return {"input": images, "holes": np.asarray(view.images), "filled": shown}
+
+    def _check_grid(self):
+        if self.holes == "tiles" and self.tiles > self.image_size:
+            raise UserError(
+                f"pretexts.inpaint.tiles is {self.tiles}; give at most data.image_size "
+                f"{self.image_size} tiles along a side."
+            )
+
+    def _check_network(self):
+        if bool(self.perceptual_encoder) != bool(self.perceptual_weights):
+            raise UserError(
+                "pretexts.inpaint.perceptual_encoder and pretexts.inpaint.perceptual_weights name "
+                "a network and its safetensors file; set both or neither."
+            )
+        if self.perceptual_encoder and not self.perceptual:
+            raise UserError(
+                "pretexts.inpaint.perceptual is 0, so pretexts.inpaint.perceptual_encoder is not "
+                "read; set a weight, or leave the encoder empty."
+            )
+        if self.perceptual and (not self.stages or isinstance(self.stages, str)):
+            raise UserError(
+                f"pretexts.inpaint.stages is {self.stages!r}; give a tuple of the encoder's "
+                "stages, such as ('patches',), or set pretexts.inpaint.perceptual to 0."
+            )
 
 
 def filled(output: jax.Array, target: Mapping) -> jax.Array:

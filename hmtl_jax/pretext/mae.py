@@ -8,13 +8,16 @@ has a learnt mask token and an absolute error; here it is the mean colour and MA
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from hmtl_jax import textures
-from hmtl_jax.errors import UserError, check_weights, lookup
-from hmtl_jax.images import normalise, paint
+from hmtl_jax import limits, textures
+from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.images import denormalise, normalise, paint
 from hmtl_jax.patches import patchify, unpatchify
 from hmtl_jax.view import View
 
@@ -52,77 +55,32 @@ class Mae:
     decoder_depth: int = 2
     decoder_heads: int = 16
 
+    FILLED: ClassVar = ("patch", "image_size", "drops_tokens")
+    LIMITS: ClassVar = {
+        "mask_ratio": limits.open_share("the part of the patches to mask"),
+        "targets": limits.names("('lbp',)"),
+        "target_weights": limits.weights(),
+        "norm_patch": limits.flag(),
+        "decoder_dim": limits.whole(1),
+        "decoder_depth": limits.whole(1),
+        "decoder_heads": limits.whole(1),
+    }
+    network: ClassVar = None  # in which losses compare features
+    needs_average: ClassVar = False
+
     def __post_init__(self):
+        limits.check("pretexts.mae.", vars(self), self.LIMITS)
+        lookup(dict.fromkeys(LOSSES), self.loss, "pretexts.mae.loss")
+        if self.decoder:
+            lookup(dict.fromkeys(DECODERS), self.decoder, "pretexts.mae.decoder")
         self._check_masks()
         self._check_targets()
         self._check_decoder()
-        # Textures know which images they fit, and what can be shown as an image.
-        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32)
-        for name in self.targets:
-            jax.eval_shape(lambda images, name=name: self.target_patches(name, images), image)
-        jax.eval_shape(lambda images: textures.as_input(self.input, images), image)
-        if self.decoder:
-            lookup(dict.fromkeys(DECODERS), self.decoder, "decoder")
-        if self.decoder == "tokens" and not self.drops_tokens:
-            raise UserError(
-                "pretexts.mae.decoder 'tokens' needs an encoder that reads a subset of its "
-                "patches, a ViT; set it to 'cells' or leave it empty."
-            )
 
-    def _check_masks(self):
-        if self.image_size % self.patch:
-            raise UserError(
-                f"pretexts.mae masks squares of {self.patch} pixels, which do not fit "
-                f"data.image_size {self.image_size}; choose a multiple of {self.patch}."
-            )
-        if self.num_patches == 1:
-            raise UserError(
-                f"pretexts.mae: one patch of {self.patch} pixels is the whole image, so nothing "
-                "can be masked; choose a larger data.image_size, or an encoder of finer patches, "
-                "such as one with '-small'."
-            )
-        if not 0.0 < self.mask_ratio < 1.0 or not 0 < self.num_kept < self.num_patches:
-            raise UserError(
-                f"pretexts.mae.mask_ratio {self.mask_ratio} leaves {self.num_kept} of "
-                f"{self.num_patches} patches; choose a ratio that keeps some and hides some."
-            )
-
-    def _check_targets(self):
-        targets, weights = self.targets, self.target_weights
-        if not targets or isinstance(targets, str):
-            raise UserError(
-                f"pretexts.mae.targets is {targets!r}; give a tuple of 'rgb' and names of "
-                "textures, such as ('lbp',)."
-            )
-        for name in targets:
-            lookup({"rgb": None, **textures.TEXTURES}, name, "texture")
-        if len(set(targets)) != len(targets):
-            raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
-        if weights and len(weights) != len(targets):
-            raise UserError("pretexts.mae.target_weights needs one weight for each target.")
-        check_weights("pretexts.mae.target_weights", weights)
-        lookup(dict.fromkeys(LOSSES), self.loss, "pretexts.mae.loss")
-        classified = [name for name in targets if self.classified(name)]
-        if self.loss == "classes" and not classified:
-            raise UserError(
-                "pretexts.mae.loss 'classes' needs a texture of discrete codes, and "
-                f"{targets[0]!r} is continuous; set the loss to 'mse' or choose a target such as "
-                "'lbp'."
-            )
-        if self.norm_patch and len(classified) == len(targets):
-            raise UserError(
-                "pretexts.mae.norm_patch has no meaning for targets that are classified; switch "
-                "it off."
-            )
-
-    def _check_decoder(self):
-        least = min(self.decoder_dim, self.decoder_depth, self.decoder_heads)
-        if self._drops and (least < 1 or self.decoder_dim % self.decoder_heads):
-            raise UserError(
-                f"pretexts.mae.decoder_dim {self.decoder_dim}, decoder_depth "
-                f"{self.decoder_depth} and decoder_heads {self.decoder_heads} must be at least 1, "
-                "and the heads must divide the dim."
-            )
+    @property
+    def sizes_of_views(self) -> tuple[int, ...]:
+        """Sides of what the encoder reads, in pixels."""
+        return (self.image_size,)
 
     def classified(self, name: str) -> bool:
         """Whether the codes of a target are classified; else its values are rebuilt."""
@@ -216,6 +174,93 @@ class Mae:
             error_bn = jnp.mean(error, axis=-1)
             losses[name] = weight * jnp.sum(error_bn * hidden_bn, 1) / jnp.sum(hidden_bn, 1)
         return losses
+
+    def columns(
+        self, images: np.ndarray, view: View, target: Mapping, output: Mapping
+    ) -> dict[str, np.ndarray]:
+        """The picture's columns: input, what is seen of it, each target and its reconstruction.
+
+        A reconstruction shows the prediction where patches were masked, and the truth elsewhere.
+        """
+        hidden = target["hidden"]
+        masked = view.images * (1 - hidden_map(hidden, self.patch, self.grid))
+        found = {"input": images, "masked": np.asarray(masked)}
+        for name in self.targets:
+            truth, predicted = target[name], output[name]
+            if self.classified(name):
+                predicted = predicted.reshape(*truth.shape, -1).argmax(-1)
+            rebuilt = np.where(hidden[:, :, None] > 0, predicted, truth)
+            found[name] = self._drawn(name, truth)
+            found[f"{name} rebuilt"] = self._drawn(name, rebuilt)
+        return found
+
+    def _drawn(self, name: str, patches_bnp: np.ndarray) -> np.ndarray:
+        """Patches of a target as what can be drawn: [B, H, W, 1 or 3] in [0, 1]."""
+        if self.classified(name):
+            codes = np.asarray(textures.TEXTURES[name].values, np.float32)
+            patches_bnp = codes[patches_bnp] / codes[-1]
+        maps = unpatchify(jnp.asarray(patches_bnp), self.patch, self.grid)
+        if name == "rgb" and not self.norm_patch:
+            maps = denormalise(maps)
+        if maps.shape[-1] not in (1, 3):
+            maps = jnp.mean(maps, axis=-1, keepdims=True)
+        return np.clip(np.asarray(maps), 0.0, 1.0)
+
+    def _check_masks(self):
+        if self.image_size % self.patch:
+            raise UserError(
+                f"pretexts.mae masks squares of {self.patch} pixels, which do not fit "
+                f"data.image_size {self.image_size}; choose a multiple of {self.patch}."
+            )
+        if self.num_patches == 1:
+            raise UserError(
+                f"pretexts.mae: one patch of {self.patch} pixels is the whole image, so nothing "
+                "can be masked; choose a larger data.image_size, or an encoder of finer patches, "
+                "such as one with '-small'."
+            )
+        if not 0 < self.num_kept < self.num_patches:
+            raise UserError(
+                f"pretexts.mae.mask_ratio {self.mask_ratio} leaves {self.num_kept} of "
+                f"{self.num_patches} patches; choose a ratio that keeps some and hides some."
+            )
+
+    def _check_targets(self):
+        targets, weights = self.targets, self.target_weights
+        for name in targets:
+            lookup({"rgb": None, **textures.TEXTURES}, name, "texture")
+        if len(set(targets)) != len(targets):
+            raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
+        if weights and len(weights) != len(targets):
+            raise UserError("pretexts.mae.target_weights needs one weight for each target.")
+        classified = [name for name in targets if self.classified(name)]
+        if self.loss == "classes" and not classified:
+            raise UserError(
+                "pretexts.mae.loss 'classes' needs a texture of discrete codes, and "
+                f"{targets[0]!r} is continuous; set the loss to 'mse' or choose a target such as "
+                "'lbp'."
+            )
+        if self.norm_patch and len(classified) == len(targets):
+            raise UserError(
+                "pretexts.mae.norm_patch has no meaning for targets that are classified; switch "
+                "it off."
+            )
+        # Textures know which images they fit, and what can be shown as an image.
+        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.float32)
+        for name in targets:
+            jax.eval_shape(lambda images, name=name: self.target_patches(name, images), image)
+        jax.eval_shape(lambda images: textures.as_input(self.input, images), image)
+
+    def _check_decoder(self):
+        if self.decoder == "tokens" and not self.drops_tokens:
+            raise UserError(
+                "pretexts.mae.decoder 'tokens' needs an encoder that reads a subset of its "
+                "patches, a ViT; set it to 'cells' or leave it empty."
+            )
+        if self._drops and self.decoder_dim % self.decoder_heads:
+            raise UserError(
+                f"pretexts.mae.decoder_heads {self.decoder_heads} must divide decoder_dim "
+                f"{self.decoder_dim}."
+            )
 
 
 def cross_entropy(logits_bnq: jax.Array, classes_bnp: jax.Array) -> jax.Array:

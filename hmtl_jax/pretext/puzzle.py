@@ -6,11 +6,14 @@ happened. A permutation [n²] holds at place k, in raster order, the tile's plac
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from hmtl_jax import limits
 from hmtl_jax.errors import UserError
 from hmtl_jax.patches import patchify, unpatchify
 from hmtl_jax.view import View
@@ -39,32 +42,29 @@ class Puzzle:
 
     kind: ClassVar[str] = "puzzle"
 
+    FILLED: ClassVar = ("image_size", "patch")
+    LIMITS: ClassVar = {
+        "tiles": limits.whole(1, 4),
+        "sizes": (
+            lambda sizes: isinstance(sizes, tuple) and all(map(limits.is_whole, sizes)),
+            "a tuple of sides such as (48,)",
+        ),
+        "dropout": limits.share("a probability"),
+        "permute": limits.flag(),
+        "rotate": limits.flag(),
+    }
+    network: ClassVar = None  # in which losses compare features
+    needs_average: ClassVar = False
+
     def __post_init__(self):
-        key = f"pretexts.{self.kind}"
-        if not (self.permute or self.rotate):
-            raise UserError(f"{key} changes nothing; set {key}.permute or {key}.rotate.")
-        allowed = (2, 3, 4) if self.permute else (1, 2, 3, 4)
-        if not isinstance(self.tiles, int) or self.tiles not in allowed:
-            raise UserError(
-                f"{key}.tiles is {self.tiles!r}; it must be one of {', '.join(map(str, allowed))}."
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"{key}.dropout is a probability in [0, 1), not {self.dropout!r}.")
-        if not isinstance(self.sizes, tuple):
-            raise UserError(f"{key}.sizes is {self.sizes!r}; give a tuple of sides such as (48,).")
-        for size in self.sizes:
-            # The image's own size fits the encoder, or the recipe would have been refused before.
-            if size % self.patch and size != self.image_size:
-                raise UserError(
-                    f"{key}.sizes has {size}, which the encoder's patch of {self.patch} pixels "
-                    f"does not divide; give multiples of {self.patch}."
-                )
-        smallest = min((self.image_size, *self.sizes))
-        if smallest < SMALLEST_TILE * self.tiles:
-            raise UserError(
-                f"{key}.tiles {self.tiles} cuts {smallest} pixels into tiles of less than "
-                f"{SMALLEST_TILE}; choose fewer tiles or larger images."
-            )
+        limits.check(f"pretexts.{self.kind}.", vars(self), self.LIMITS)
+        self._check_questions()
+        self._check_sizes()
+
+    @property
+    def sizes_of_views(self) -> tuple[int, ...]:
+        """Sides of what the encoder reads, in pixels."""
+        return self.sizes or (self.image_size,)
 
     def decoder_spec(self) -> dict:
         """One head a place for each question: where from (n² classes), how far turned (4)."""
@@ -104,6 +104,47 @@ class Puzzle:
         """
         del features
         return {name: cross_entropy(output[name], labels) for name, labels in target.items()}
+
+    def columns(
+        self, images: np.ndarray, view: View, target: Mapping, output: Mapping
+    ) -> dict[str, np.ndarray]:
+        """The picture's columns: input, what is seen, and that put back by the likeliest answers.
+
+        The last title tells which share of all tiles shown is where, and as, it was.
+        """
+        tiles = self.tiles
+        answers = {name: np.argmax(logits, axis=-1) for name, logits in output.items()}
+        right = np.all([answers[name] == truth for name, truth in target.items()], axis=0)
+        back = resized(jnp.asarray(view.images), whole_size(view.images.shape[1], tiles))
+        if "rotation" in answers:
+            back = turn(back, jnp.asarray(-answers["rotation"]), tiles)
+        if "puzzle" in answers:
+            back = reassemble(back, jnp.asarray(answers["puzzle"]), tiles)
+        title = f"put back, {right.mean():.0%} right"
+        return {"input": images, self.kind: np.asarray(view.images), title: np.asarray(back)}
+
+    def _check_questions(self):
+        key = f"pretexts.{self.kind}"
+        if not (self.permute or self.rotate):
+            raise UserError(f"{key} changes nothing; set {key}.permute or {key}.rotate.")
+        if self.permute and self.tiles == 1:
+            raise UserError(f"{key}.tiles is 1, and one tile changes no place; give 2 to 4.")
+
+    def _check_sizes(self):
+        key = f"pretexts.{self.kind}"
+        for size in self.sizes:
+            # The image's own size fits the encoder, or the recipe would have been refused before.
+            if size % self.patch and size != self.image_size:
+                raise UserError(
+                    f"{key}.sizes has {size}, which the encoder's patch of {self.patch} pixels "
+                    f"does not divide; give multiples of {self.patch}."
+                )
+        smallest = min((self.image_size, *self.sizes))
+        if smallest < SMALLEST_TILE * self.tiles:
+            raise UserError(
+                f"{key}.tiles {self.tiles} cuts {smallest} pixels into tiles of less than "
+                f"{SMALLEST_TILE}; choose fewer tiles or larger images."
+            )
 
 
 def cross_entropy(logits_bkc: jax.Array, labels_bk: jax.Array) -> jax.Array:

@@ -10,6 +10,14 @@ A task is a frozen dataclass with
 - `predict(outputs) -> [B, …]`, and on the host `metrics(predictions, labels) -> dict`, in which
   floats are measures, ints counts, None what nothing defines, and dicts and lists tables.
 
+- `fitted(settings, data)`, which makes it of the recipe's settings and of what the data say; FILLED
+  are the fields that it takes from there, SETTINGS the recipe's defaults for those that it
+  translates,
+- LIMITS, what each of its settings may be (see limits.py), and `metric_names`, the measures that
+  `metrics` may yield,
+- what it forbids: `mixes` as above, `bears_warps`, whether a picture may be turned and sheared
+  without a falsified label, `couples_rows`, whether its loss is taken over the whole batch.
+
 Missing labels are -1 in int labels and NaN in float labels. To add a task, write its file and its
 line below.
 """

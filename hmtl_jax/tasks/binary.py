@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax.errors import check_weights
-from hmtl_jax.metrics.ranking import binary_metrics
-from hmtl_jax.tasks.columns import check_smoothing
+from hmtl_jax import limits
+from hmtl_jax.errors import UserError
+from hmtl_jax.metrics import ranking
+from hmtl_jax.tasks.data import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +26,31 @@ class Binary:
     positive_weight: float = 1.0
     label_smoothing: float = 0.0
 
-    mixes = True
-    num_outputs = 1
+    mixes: ClassVar = True
+    bears_warps: ClassVar = True
+    couples_rows: ClassVar = False
+    num_outputs: ClassVar = 1
+    metric_names: ClassVar = ranking.NAMES
+    FILLED: ClassVar = ()
+    SETTINGS: ClassVar = {}
+    LIMITS: ClassVar = {
+        "positive_weight": limits.above(0, "a weight"),
+        "label_smoothing": limits.share(),
+    }
 
     def __post_init__(self):
-        check_weights("positive_weight", (self.positive_weight,))
-        check_smoothing(self.label_smoothing)
+        limits.check("tasks.binary.", vars(self), self.LIMITS)
+
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Binary":
+        """Raises UserError for a label of more than two classes."""
+        classes = data.classes(settings["label"])
+        if classes and len(classes) != 2:
+            raise UserError(
+                f"tasks.binary.label {settings['label']!r} has {len(classes)} classes, not two; "
+                "make it a classification task."
+            )
+        return cls(**settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -61,4 +82,4 @@ class Binary:
 
     def metrics(self, predictions: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict:
         """Metrics of one split on the host; rows without a label are left out."""
-        return binary_metrics(predictions, labels[self.label])
+        return ranking.binary_metrics(predictions, labels[self.label])

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax import errors
-from hmtl_jax.metrics.classification import classification_metrics
-from hmtl_jax.tasks.columns import check_smoothing
+from hmtl_jax import limits
+from hmtl_jax.errors import UserError
+from hmtl_jax.metrics import classification
+from hmtl_jax.tasks.data import Data, balanced_weights, given_weights, shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +37,42 @@ class Classification:
     logit_adjustment: float = 0.0
     priors: tuple[float, ...] = ()
 
-    mixes = True
+    mixes: ClassVar = True
+    bears_warps: ClassVar = True
+    couples_rows: ClassVar = False
+    metric_names: ClassVar = classification.NAMES
+    FILLED: ClassVar = ("classes", "priors")
+    SETTINGS: ClassVar = {"class_weights": "none"}  # or "balanced", or one number a class
+    LIMITS: ClassVar = {
+        "class_weights": limits.weights(),
+        "label_smoothing": limits.share(),
+        "soft": limits.flag(),
+        "focal": limits.number(0, what="an exponent"),
+        "logit_adjustment": limits.number(0),
+    }
 
     def __post_init__(self):
-        if self.focal < 0:
-            raise errors.UserError(
-                f"The classification task's focal is {self.focal}; set 0 (off) or more."
+        limits.check("tasks.classification.", vars(self), self.LIMITS)
+        self._check_priors()
+
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Classification":
+        """With the class names of the data, and the weights and priors that its counts give."""
+        label = settings["label"]
+        classes = data.classes(label)
+        if not classes:
+            raise UserError(
+                f"tasks.classification.label {label!r} is not a class label in this data set."
             )
-        errors.check_weights("class_weights", self.class_weights)
-        check_smoothing(self.label_smoothing)
-        usable = len(self.priors) == len(self.classes) and min(self.priors, default=0.0) > 0
-        if self.logit_adjustment and not usable:
-            raise errors.UserError(
-                f"logit_adjustment needs the share of each of the {len(self.classes)} classes, "
-                f"above 0, as priors, not {self.priors}; leave it 0 where a class has no example."
-            )
+        key = "tasks.classification.class_weights"
+        weights = given_weights(key, settings["class_weights"], len(classes))
+        if weights is None:
+            weights = balanced_weights(data.column(label), len(classes))
+        priors = ()
+        if settings["logit_adjustment"]:
+            priors = shares(data.column(label), len(classes))
+        found = {"classes": tuple(classes), "class_weights": weights, "priors": priors}
+        return cls(**{**settings, **found})
 
     @property
     def num_outputs(self) -> int:
@@ -99,4 +122,13 @@ class Classification:
         """Metrics of one split on the host; rows without a label are left out."""
         label = labels[self.label]
         known = label >= 0
-        return classification_metrics(predictions[known], label[known], self.classes)
+        return classification.classification_metrics(predictions[known], label[known], self.classes)
+
+    def _check_priors(self):
+        usable = len(self.priors) == len(self.classes) and min(self.priors, default=0.0) > 0
+        if self.logit_adjustment and not usable:
+            raise UserError(
+                f"tasks.classification.logit_adjustment needs the share of each of the "
+                f"{len(self.classes)} classes, above 0, as priors, not {self.priors}; leave it 0 "
+                "where a class has no example."
+            )

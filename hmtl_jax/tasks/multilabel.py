@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax import errors
-from hmtl_jax.metrics.multilabel import multilabel_metrics
-from hmtl_jax.tasks.columns import check_labels, columns
+from hmtl_jax import errors, limits
+from hmtl_jax.metrics import multilabel
+from hmtl_jax.tasks.columns import columns
+from hmtl_jax.tasks.data import Data, given_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +32,32 @@ class Multilabel:
     positive_weights: tuple[float, ...] = ()
     swaps: tuple[tuple[str, str], ...] = ()
 
-    mixes = True
+    mixes: ClassVar = True
+    bears_warps: ClassVar = True
+    couples_rows: ClassVar = False
+    metric_names: ClassVar = multilabel.MEANS
+    FILLED: ClassVar = ("names",)
+    SETTINGS: ClassVar = {"positive_weights": "none"}  # or "balanced", or one number an attribute
+    LIMITS: ClassVar = {
+        "labels": limits.names("('attributes',)"),
+        "positive_weights": limits.weights(),
+    }
 
     def __post_init__(self):
-        check_labels("multilabel", self.labels)
-        if self.positive_weights and len(self.positive_weights) != self.num_outputs:
-            raise errors.UserError(
-                f"The multilabel task has {self.num_outputs} attributes and "
-                f"{len(self.positive_weights)} positive_weights; give one each, or none."
-            )
-        errors.check_weights("positive_weights", self.positive_weights)
-        swapped = [name for pair in self.swaps for name in pair]
-        if len(set(swapped)) != 2 * len(self.swaps) or len(swapped) != 2 * len(self.swaps):
-            raise errors.UserError(
-                f"The multilabel task's swaps {self.swaps} must be pairs of names, each name once."
-            )
-        self._mirrored()
+        limits.check("tasks.multilabel.", vars(self), self.LIMITS)
+        self._check_pairs()
+
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Multilabel":
+        """With the attributes' names in the data, and the weights that its counts give."""
+        limits.check("tasks.multilabel.", settings, {"labels": cls.LIMITS["labels"]})
+        names = data.entries(settings["labels"])
+        key = "tasks.multilabel.positive_weights"
+        weights = given_weights(key, settings["positive_weights"], len(names))
+        if weights is None:
+            read = {label: data.column(label) for label in settings["labels"]}
+            weights = balanced_positive_weights(columns(read, settings["labels"], np))
+        return cls(**{**settings, "names": names, "positive_weights": weights})
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -100,7 +112,20 @@ class Multilabel:
     def metrics(self, predictions: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict:
         """Metrics of one split on the host; missing entries are left out."""
         truth = columns(labels, self.labels, np).astype(np.int64)
-        return multilabel_metrics(predictions, truth, self.columns)
+        return multilabel.multilabel_metrics(predictions, truth, self.columns)
+
+    def _check_pairs(self):
+        if self.positive_weights and len(self.positive_weights) != self.num_outputs:
+            raise errors.UserError(
+                f"tasks.multilabel.positive_weights has {len(self.positive_weights)} numbers for "
+                f"{self.num_outputs} attributes; give one each, or none."
+            )
+        swapped = [name for pair in self.swaps for name in pair]
+        if len(set(swapped)) != 2 * len(self.swaps) or len(swapped) != 2 * len(self.swaps):
+            raise errors.UserError(
+                f"tasks.multilabel.swaps {self.swaps} must be pairs of names, each name once."
+            )
+        self._mirrored()
 
 
 def balanced_positive_weights(values_nk: np.ndarray) -> tuple[float, ...]:

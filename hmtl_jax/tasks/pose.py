@@ -6,16 +6,17 @@ matrix of 3DDFA, which made 300W-LP. Geodesic distances are the same for both.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax import errors
-from hmtl_jax.metrics.pose import ANGLES, pose_metrics
-from hmtl_jax.tasks.columns import check_labels, columns
+from hmtl_jax import errors, limits
+from hmtl_jax.metrics import pose
+from hmtl_jax.tasks.columns import columns
+from hmtl_jax.tasks.data import Data
 
 BINS = 66
 BIN_DEGREES = 3.0
@@ -35,23 +36,32 @@ class Pose:
     count as unlabelled.
     """
 
-    labels: tuple[str, ...] = ANGLES
+    labels: tuple[str, ...] = pose.ANGLES
     names: tuple[str, ...] = ()
     representation: str = "6d"
     alpha: float = 1.0
 
-    mixes = False
+    mixes: ClassVar = False
+    bears_warps: ClassVar = False
+    couples_rows: ClassVar = False
+    metric_names: ClassVar = pose.NAMES
+    FILLED: ClassVar = ("names",)
+    SETTINGS: ClassVar = {}
+    LIMITS: ClassVar = {
+        "labels": limits.names("('pose',)"),
+        "alpha": limits.number(0, what="a weight"),
+    }
 
     def __post_init__(self):
-        check_labels("pose", self.labels)
-        errors.lookup(_HEADS, self.representation, "representation of the pose task:")
-        if not 0 <= self.alpha < math.inf:
-            raise errors.UserError(f"The pose task's alpha is a weight, not {self.alpha}.")
-        if self.names and tuple(self.names) != ANGLES:
-            raise errors.UserError(
-                f"The pose task's labels hold {', '.join(self.names)}; name those that hold yaw, "
-                "pitch and roll, in this order."
-            )
+        limits.check("tasks.pose.", vars(self), self.LIMITS)
+        errors.lookup(_HEADS, self.representation, "tasks.pose.representation")
+        self._check_names()
+
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Pose":
+        """With the angles' names in the data."""
+        limits.check("tasks.pose.", settings, {"labels": cls.LIMITS["labels"]})
+        return cls(**{**settings, "names": data.entries(settings["labels"])})
 
     @property
     def num_outputs(self) -> int:
@@ -92,7 +102,14 @@ class Pose:
 
     def metrics(self, predictions: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict:
         """Metrics of one split on the host; rows without a label are left out."""
-        return pose_metrics(predictions, columns(labels, self.labels, np))
+        return pose.pose_metrics(predictions, columns(labels, self.labels, np))
+
+    def _check_names(self):
+        if self.names and tuple(self.names) != pose.ANGLES:
+            raise errors.UserError(
+                f"tasks.pose.labels hold {', '.join(self.names)}; name those that hold yaw, pitch "
+                "and roll, in this order."
+            )
 
 
 def expectation(logits: jax.Array) -> jax.Array:

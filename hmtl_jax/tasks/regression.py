@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hmtl_jax import errors
-from hmtl_jax.metrics.regression import regression_metrics
-from hmtl_jax.tasks.columns import check_labels, columns
+from hmtl_jax import errors, limits
+from hmtl_jax.metrics import regression
+from hmtl_jax.tasks.columns import columns
+from hmtl_jax.tasks.data import Data
 
 # In units of the scaled labels, whose variance is near 1: keeps a batch of equal rows finite.
 _TINY = 1e-8
@@ -35,13 +37,32 @@ class Regression:
     scale: float = 1.0
     tolerance: float = 0.0
 
-    mixes = True
+    mixes: ClassVar = True
+    bears_warps: ClassVar = True
+    metric_names: ClassVar = regression.NAMES
+    FILLED: ClassVar = ("names",)
+    SETTINGS: ClassVar = {}
+    LIMITS: ClassVar = {
+        "labels": limits.names("('valence', 'arousal')"),
+        "centre": limits.any_number(),
+        "scale": limits.above(0),
+        "tolerance": limits.number(0),
+    }
 
     def __post_init__(self):
-        check_labels("regression", self.labels)
-        errors.lookup(_OBJECTIVES, self.objective, "objective of the regression task:")
-        if self.scale <= 0:
-            raise errors.UserError(f"The regression task's scale is {self.scale}; set it above 0.")
+        limits.check("tasks.regression.", vars(self), self.LIMITS)
+        errors.lookup(_OBJECTIVES, self.objective, "tasks.regression.objective")
+
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Regression":
+        """With the numbers' names in the data."""
+        limits.check("tasks.regression.", settings, {"labels": cls.LIMITS["labels"]})
+        return cls(**{**settings, "names": data.entries(settings["labels"])})
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether the loss is one of the whole batch, which no micro-batch knows."""
+        return self.objective == "ccc"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -81,7 +102,7 @@ class Regression:
     def metrics(self, predictions: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict:
         """Metrics of one split on the host; missing entries are left out."""
         truth = columns(labels, self.labels, np)
-        return regression_metrics(predictions, truth, self.columns, self.tolerance)
+        return regression.regression_metrics(predictions, truth, self.columns, self.tolerance)
 
 
 def _mean_of_known(loss_bk, known_bk):

@@ -194,12 +194,12 @@ def test_an_unknown_stage_lists_the_known(images_bhwc, predicted):
     ("settings", "message"),
     [
         ({"holes": "center"}, r"Unknown pretexts\.inpaint\.holes 'center'; known: centre, .*Did"),
-        ({"share": 1.0}, r"share is the area .* not 1\.0"),
-        ({"rectangles": 0}, r"rectangles is 0; cut at least 1"),
-        ({"tiles": 21}, r"tiles is 21; give from 2 to data\.image_size 20"),
-        ({"decoder_dim": 0}, r"decoder_dim 0 must be at least 1"),
-        ({"decoder_depth": -1}, r"decoder_depth -1 not negative"),
-        ({"perceptual": -0.1}, r"perceptual is a weight, not -0\.1"),
+        ({"share": 1.0}, r"share is 1\.0; give the part of the area"),
+        ({"rectangles": 0}, r"rectangles is 0; give a whole number, 1 or more"),
+        ({"holes": "tiles", "tiles": 21}, r"tiles is 21; give at most data\.image_size 20"),
+        ({"decoder_dim": 0}, r"decoder_dim is 0; give a whole number, 1 or more"),
+        ({"decoder_depth": -1}, r"decoder_depth is -1; give a whole number, 0 or more"),
+        ({"perceptual": -0.1}, r"perceptual is -0\.1; give a weight"),
         ({"stages": ()}, r"stages is \(\); give a tuple .* or set .*perceptual to 0"),
     ],
 )

@@ -146,7 +146,7 @@ def test_bf16_predictions_are_reduced_in_f32(images_bhwc):
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, 0.99])
 def test_a_ratio_that_hides_or_keeps_nothing_is_refused(ratio):
-    with pytest.raises(UserError, match=r"mask_ratio .* of 36 patches"):
+    with pytest.raises(UserError, match=r"mask_ratio (.* of 36 patches|is .* to mask)"):
         Mae(PATCH, SIZE, mask_ratio=ratio)
 
 
@@ -249,15 +249,15 @@ def test_of_a_set_the_codes_are_classified_and_the_rest_is_rebuilt(images_bhwc):
     [
         (
             {"targets": ("rgb", "lbp"), "target_weights": (1.0, float("nan"))},
-            r"target_weights \(1.0, nan\) must not be negative",
+            r"target_weights is \(1.0, nan\); give numbers of 0 or more",
         ),
-        ({"decoder_dim": 20}, r"decoder_dim 20, .* decoder_heads 16 .* must divide the dim"),
-        ({"decoder_depth": 0}, r"decoder_depth 0 .* must be at least 1"),
+        ({"decoder_dim": 20}, r"decoder_heads 16 must divide decoder_dim 20"),
+        ({"decoder_depth": 0}, r"decoder_depth is 0; give a whole number, 1 or more"),
         ({"patch": SIZE}, r"one patch of 24 pixels is the whole image"),
-        ({"target_weights": (0.0,)}, r"target_weights \(0\.0,\) must not be negative nor all 0"),
+        ({"target_weights": (0.0,)}, r"target_weights is \(0\.0,\); give numbers"),
         (
             {"targets": ("rgb", "lbp"), "target_weights": (1.0, -1.0)},
-            r"target_weights .* must not be negative",
+            r"target_weights is .*; give numbers of 0 or more",
         ),
         ({"targets": ("lbp", "lbp")}, r"names a target twice"),
         ({"loss": "classes"}, r"loss 'classes' needs .* 'rgb' is continuous"),
@@ -268,7 +268,7 @@ def test_of_a_set_the_codes_are_classified_and_the_rest_is_rebuilt(images_bhwc):
         ),
         ({"loss": "l1"}, r"Unknown pretexts\.mae\.loss 'l1'; known: classes, mse"),
         ({"input": "rbg"}, r"Unknown texture 'rbg'; known: .*Did you mean 'rgb'"),
-        ({"decoder": "cell"}, r"Unknown decoder 'cell'; known: cells, tokens"),
+        ({"decoder": "cell"}, r"Unknown pretexts\.mae\.decoder 'cell'; known: cells, tokens"),
         ({"decoder": "tokens", "drops_tokens": False}, r"decoder 'tokens' needs .* a ViT"),
         ({"targets": ("hog",), "image_size": 28}, r"multiples of its cell of 8 pixels, not 28x28"),
         ({"patch": 5}, r"squares of 5 pixels, which do not fit data\.image_size 24"),

@@ -169,12 +169,12 @@ def test_every_head_of_an_example_gets_a_gradient(images_bhwc):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tiles": 5}, r"pretexts\.puzzle\.tiles is 5; it must be one of 2, 3, 4"),
+        ({"tiles": 5}, r"pretexts\.puzzle\.tiles is 5; give a whole number from 1 to 4"),
         ({"tiles": 1}, r"pretexts\.puzzle\.tiles is 1"),
         ({"sizes": (26,)}, r"sizes has 26, .* patch of 4 pixels .* multiples of 4"),
         ({"sizes": 24}, r"sizes is 24; give a tuple"),
         ({"sizes": (4,)}, r"tiles 3 cuts 4 pixels into tiles of less than 2"),
-        ({"dropout": 1.0}, r"dropout is a probability"),
+        ({"dropout": 1.0}, r"dropout is 1.0; give a probability"),
         ({"permute": False}, r"pretexts\.puzzle changes nothing"),
     ],
 )

@@ -52,5 +52,7 @@ def test_it_asks_for_one_head_of_four_classes_a_tile():
 
 
 def test_settings_that_do_not_fit_name_their_key():
-    with pytest.raises(UserError, match=r"pretexts\.rotation\.tiles is 5; .* 1, 2, 3, 4"):
+    with pytest.raises(
+        UserError, match=r"pretexts\.rotation\.tiles is 5; give a whole number from 1 to 4"
+    ):
         Rotation(SIZE, PATCH, 5)

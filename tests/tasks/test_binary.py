@@ -58,8 +58,8 @@ def test_a_mirror_changes_nothing_and_metrics_leave_out_the_unlabelled():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"positive_weight": 0.0}, r"positive_weight \(0.0,\) must not be negative nor all 0"),
-        ({"label_smoothing": -1.0}, r"label_smoothing is a share in \[0, 1\), not -1.0"),
+        ({"positive_weight": 0.0}, r"positive_weight is 0.0; give a weight above 0"),
+        ({"label_smoothing": -1.0}, r"label_smoothing is -1.0; give a share in \[0, 1\)"),
     ],
 )
 def test_unusable_settings_are_named(settings, words):

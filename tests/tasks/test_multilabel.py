@@ -104,8 +104,11 @@ def test_metrics_leave_out_missing_entries():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"positive_weights": (1.0,)}, "4 attributes and 1 positive_weights"),
-        ({"positive_weights": (0.0,) * 4}, r"positive_weights .* must not be negative nor all 0"),
+        ({"positive_weights": (1.0,)}, "positive_weights has 1 numbers for 4 attributes"),
+        (
+            {"positive_weights": (0.0,) * 4},
+            r"positive_weights is .* give numbers of 0 or more, not all 0",
+        ),
         ({"swaps": (("left_earring", "young"), ("young", "right_earring"))}, "each name once"),
         ({"swaps": (("young",),)}, "must be pairs of names"),
         ({"swaps": (("left_earing", "right_earring"),)}, "Did you mean 'left_earring'"),
@@ -117,5 +120,5 @@ def test_unusable_settings_are_named(settings, words):
 
 
 def test_a_bare_string_is_no_tuple_of_labels():
-    with pytest.raises(errors.UserError, match="must be a tuple"):
+    with pytest.raises(errors.UserError, match="give a tuple of names"):
         Multilabel("attributes")  # pyright: ignore[reportArgumentType]

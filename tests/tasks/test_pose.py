@@ -156,7 +156,7 @@ def test_metrics_read_one_vector_or_three_numbers():
     ("settings", "words"),
     [
         ({"representation": "bin"}, "Did you mean 'bins'"),
-        ({"alpha": -1.0}, "alpha is a weight, not -1.0"),
+        ({"alpha": -1.0}, "alpha is -1.0; give a weight"),
         ({"labels": ("x",), "names": ("pitch", "yaw", "roll")}, "hold pitch, yaw, roll; name"),
     ],
 )

@@ -1,0 +1,184 @@
+"""Which values of a recipe no run could use: rows for single keys, and rules that join two."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hmtl_jax import limits, recipe, textures, weighting
+from hmtl_jax.data import augment
+from hmtl_jax.errors import UserError, suggestion
+from hmtl_jax.models import heads
+
+DTYPES = ("float32", "bfloat16")
+
+# What must hold of each number, and how to say it. Those of augmentations, weightings, tasks and
+# pretexts stand beside them.
+LIMITS = {
+    "seed": limits.whole(0, 2**32 - 1),
+    "batch_size": limits.whole(1),
+    "epochs": limits.number(0),
+    "steps": limits.whole(0, instead="epochs count"),
+    "log_every": limits.whole(1),
+    "eval_every": limits.whole(0, instead="once an epoch"),
+    "eval_batch_size": limits.whole(0, instead="as batch_size"),
+    "profile_steps": (
+        lambda pair: len(pair) == 2 and all(map(limits.is_whole, pair)) and 0 <= pair[0] <= pair[1],
+        "two steps, first and last, or (0, 0)",
+    ),
+    "data.image_size": limits.whole(1),
+    "data.decode_size": limits.whole(0, instead="as data.image_size"),
+    "data.subset": (lambda v: limits.is_number(v) and 0 < v <= 1, "a share in (0, 1]"),
+    "data.threads": limits.whole(1),
+    "data.workers": limits.whole(0, instead="threads alone"),
+    "model.drop_path": limits.share(),
+    "model.head_dropout": limits.share(),
+    "optim.lr": limits.above(0, "a rate"),
+    "optim.final_lr": limits.number(0, what="a rate"),
+    "optim.warmup_epochs": limits.number(0),
+    "optim.weight_decay": limits.number(0),
+    "optim.b1": limits.share("a decay"),
+    "optim.b2": limits.share("a decay"),
+    "optim.layer_decay": (
+        lambda v: limits.is_number(v) and 0 < v <= 1,
+        "a factor in (0, 1]; 1 is without",
+    ),
+    "optim.clip": limits.number(0, what="a norm, 0 for never,"),
+    "optim.accumulate": limits.whole(1),
+    "optim.ema": limits.share("a decay"),
+    "mesh.data": limits.whole(-1, instead="all that are left"),
+    "mesh.fsdp": limits.whole(-1, instead="all that are left"),
+    "probe.neighbours": limits.whole(1),
+    "checkpoint.every": limits.whole(0, instead="at each evaluation"),
+    "checkpoint.keep": limits.whole(1),
+}
+PART_LIMITS = {
+    "weight": limits.number(0, what="a weight"),
+    "final_weight": limits.number(0, what="a weight"),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a value that no run could use, before anything is opened or written."""
+    check_keys(config)
+    known = recipe.flat(recipe.defaults())
+    values = {key: value for key, value in recipe.leaves(config).items() if key in known}
+    limits.check("", values, LIMITS)
+    limits.check(
+        "augment.", config.augment, {k: v for k, v in augment.LIMITS.items() if k != recipe.SIZE}
+    )
+    limits.check("weighting.", config.weighting, weighting.LIMITS)
+    for section in ("tasks", "pretexts"):
+        for name, part in config[section].items():
+            limits.check(f"{section}.{name}.", part, PART_LIMITS)
+    _check_choices(config)
+    if config.job == "probe":
+        return  # it reads a run that was trained already
+    _check_names(config)
+    _check_stream(config)
+    if not config.data.name:
+        raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
+    if not config.steps and not config.epochs:
+        raise UserError("The recipe trains for no step; set epochs or steps above 0.")
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises UserError for a key that no run reads, or a section that is a value."""
+    known = recipe.defaults()
+    for key, default in known.items():
+        if isinstance(default, ConfigDict) != isinstance(config.get(key), ConfigDict):
+            raise UserError(f"The recipe's {key!r} must be {_kind(default)}, as in the defaults.")
+    for section, known_keys in ((None, known), *((k, known[k]) for k in _sections(known))):
+        for key in config if section is None else config[section]:
+            if key not in known_keys:
+                name = f"{section}.{key}" if section else key
+                said = suggestion(name, recipe.flat(known))
+                raise UserError(f"The recipe sets {name!r}, a key that nothing reads.{said}")
+    for section, part in (("tasks", recipe.task), ("pretexts", recipe.pretext_task)):
+        for name, settings in config[section].items():
+            _check_part(f"{section}.{name}", part, settings)
+
+
+def _kind(default: Any) -> str:
+    return "a section of keys" if isinstance(default, ConfigDict) else "a value"
+
+
+def _sections(config: ConfigDict) -> list[str]:
+    """The sections whose keys are fixed."""
+    return [
+        key
+        for key, value in config.items()
+        if isinstance(value, ConfigDict) and key not in ("tasks", "pretexts")
+    ]
+
+
+def _check_part(name: str, part: Callable, settings: Any) -> None:
+    if not isinstance(settings, ConfigDict) or "kind" not in settings:
+        raise UserError(
+            f"{name} is no part of a recipe; make it with recipe.{part.__name__}(KIND, …)."
+        )
+    try:
+        part(**settings)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _check_choices(config: ConfigDict) -> None:
+    choices = {
+        "job": ("train", "evaluate", "export", "probe"),
+        "nonfinite": ("stop", "skip"),
+        "stream": ("clean", "one_stream", "siamese"),
+        "model.fusion": ("", *heads.FUSIONS),
+        "model.input": ("rgb", *textures.TEXTURES),
+        "model.pool": ("cls", "mean"),
+        "model.positions": ("sincos", "learned"),
+        "model.dtype": DTYPES,
+    }
+    values = recipe.flat(config)
+    for key, known in choices.items():
+        if values[key] not in known:
+            raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(known)}.")
+
+
+# Names that metrics and views have already.
+TAKEN = ("clean", "total")
+
+
+def _check_names(config: ConfigDict) -> None:
+    if not config.tasks and not config.pretexts:
+        raise UserError("The recipe has neither a task nor a pretext; give it at least one.")
+    names = [*config.tasks, *config.pretexts]
+    bad = {name for name in names if names.count(name) > 1 or name in TAKEN or "/" in name}
+    if bad:
+        raise UserError(
+            f"A name stands for one task or pretext, is not {' nor '.join(map(repr, TAKEN))}, and "
+            f"holds no '/'; rename {', '.join(sorted(bad))}."
+        )
+
+
+def _check_stream(config: ConfigDict) -> None:
+    read = {name: part for name, part in config.pretexts.items() if part.in_stream}
+    if config.stream != "clean" and not (config.tasks and read):
+        raise UserError(
+            f"stream {config.stream!r} needs a task, and a pretext with in_stream whose view it "
+            "reads."
+        )
+    inputs = {name: part.get("input", "rgb") for name, part in read.items()}
+    others = [name for name, shown in inputs.items() if shown != config.model.input]
+    if config.stream != "clean" and others:
+        raise UserError(
+            f"stream {config.stream!r} trains the tasks on the view of pretexts.{others[0]}, which "
+            f"shows {inputs[others[0]]!r}, but they are evaluated on model.input "
+            f"{config.model.input!r}; set model.input to {inputs[others[0]]!r}, the stream to "
+            f"'clean', or pretexts.{others[0]}.in_stream to False."
+        )
+    if config.model.fusion and not (config.tasks and len(config.pretexts) == 1):
+        raise UserError(
+            f"model.fusion {config.model.fusion!r} needs a task, and one pretext whose view it "
+            f"fuses; the recipe has {len(config.tasks)} and {len(config.pretexts)}."
+        )
+    if config.model.fusion and config.stream != "clean":
+        raise UserError(
+            f"model.fusion {config.model.fusion!r} reads the pretext's view beside the clean one, "
+            f"which the stream {config.stream!r} does not; set stream to 'clean'."
+        )
