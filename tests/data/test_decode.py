@@ -78,6 +78,45 @@ def test_sixteen_bits_are_scaled(channels):
     np.testing.assert_array_equal(decode.decode(encoded), expected)
 
 
+FORMATS = {
+    ("PNG", 8): ".png", ("PNG", 16): ".png", ("TIFF", 8): ".tiff", ("TIFF", 16): ".tiff",
+    ("PPM", 8): ".ppm", ("PPM", 16): ".ppm", ("BMP", 8): ".bmp", ("WebP", 8): ".webp",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", ["grey", "RGB", "RGBA"])
+@pytest.mark.parametrize(("kind", "bits"), FORMATS)
+def test_known_pixels_come_back_from_every_depth_and_channel_count(kind, bits, channels):
+    if kind == "PPM" and channels != "RGB":
+        pytest.skip("OpenCV writes PPM in RGB alone")
+    dtype, factor = {8: (np.uint8, 1), 16: (np.uint16, 257)}[bits]
+    bgra = np.zeros((8, 9, 4), dtype)
+    bgra[:] = np.array((50, 100, 200, 7), dtype) * factor
+    shown = {"grey": bgra[..., 2], "RGB": bgra[..., :3], "RGBA": bgra}[channels]
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101] if kind == "WebP" else []
+    written, encoded = cv2.imencode(FORMATS[kind, bits], shown, lossless)
+    assert written
+    expected = (200, 200, 200) if channels == "grey" else (200, 100, 50)
+    for _ in range(3):  # memory that nobody has written differs from one reading to the next
+        image = decode.decode(encoded.tobytes())
+        np.testing.assert_array_equal(image, np.broadcast_to(np.uint8(expected), (8, 9, 3)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF"])
+def test_every_mode_of_a_format_is_as_pillow_shows_it(mode, kind):
+    grey = Image.fromarray(RGB).convert("L")
+    by_way_of = {"LA": grey, "PA": Image.fromarray(RGB).convert("P")}
+    try:
+        encoded = encode(by_way_of.get(mode, Image.fromarray(RGB)).convert(mode), kind)
+    except (OSError, ValueError, KeyError):
+        pytest.skip(f"Pillow writes no {mode} {kind}")
+    if (mode, kind) in (("CMYK", "JPEG2000"), ("YCbCr", "JPEG2000")):
+        pytest.skip("a JPEG 2000 in a colour space that OpenCV does not tell")
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    assert mean_difference(decode.decode(encoded), expected) < 1
+
+
 def test_float_pixels_are_refused():
     encoded = cv2.imencode(".tiff", RGB.astype(np.float32) / 255)[1].tobytes()
     with pytest.raises(errors.UserError, match="float32 pixels; convert it"):
@@ -153,6 +192,29 @@ def test_a_picture_cut_short_is_refused(kind, share, capfd):
     with pytest.raises(errors.UserError, match="damaged, cut short or no picture") as error:
         decode.decode(encoded[: int(len(encoded) * share)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("grey", [True, False])
+def test_a_jpeg_whose_end_marker_alone_is_missing_is_whole(options, grey):
+    image = Image.fromarray(smooth(200, 180))
+    encoded = encode(image.convert("L") if grey else image, "JPEG", **options)
+    whole = decode.decode(encoded)
+    for lacking in (encoded[:-1], encoded[:-2], encoded[:-2] + bytes(50)):
+        np.testing.assert_array_equal(decode.decode(lacking), whole)
+    with pytest.raises(errors.UserError, match="damaged, cut short"):
+        decode.decode(encoded[: len(encoded) * 2 // 3])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_too_many_pixels_are_refused_from_the_header(kind, monkeypatch):
+    encoded = encode(Image.fromarray(smooth(200, 180)), kind)
+    assert decode.decode(encoded, max_pixels=200 * 180).shape == (200, 180, 3)
+    monkeypatch.setattr(decode, "_read_jpeg", None)
+    monkeypatch.setattr(decode, "_read_other", None)
+    said = "200 x 180 pixels, more than the 35,999 that are allowed; .* --max_pixels"
+    with pytest.raises(errors.UserError, match=said):
+        decode.decode(encoded, max_pixels=200 * 180 - 1)
 
 
 def test_bytes_of_another_kind_are_refused():
