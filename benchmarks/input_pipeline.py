@@ -25,9 +25,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-import tensorflow_datasets as tfds
 
 from hmtl_jax.data import decode, pipeline, records
+from hmtl_jax.data.labels import Label
 
 STRETCHES = 3
 
@@ -54,16 +54,12 @@ def draw_set(
 ) -> records.Source:
     """Prepares a drawn set and opens it."""
     rng = np.random.default_rng(0)
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "key": tfds.features.Text(),
-        "expression": tfds.features.ClassLabel(num_classes=8),
-    }
+    labels = {"expression": Label("class", tuple(map(str, range(8))))}
     rows = (
         {"image": encode(drawn_image(rng, size)), "key": str(i), "expression": i % 8}
         for i in range(count)
     )
-    records.write(folder, name, "1.0.0", features, {"train": rows}, {})
+    records.write(folder, name, "1.0.0", labels, {"train": rows}, {})
     return records.open_split(folder, name, "train")
 
 

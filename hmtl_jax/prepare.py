@@ -4,8 +4,8 @@
     python -m hmtl_jax.prepare synthetic --data_dir DATA --train 8000
 
 Writes DATA/NAME/VERSION (see `data/records.py`) all at once or not at all, prints the class table,
-and does nothing where the set already stands. Train images that stand pixel for pixel in
-validation or test are removed, and counted.
+and does nothing where the set already stands. Images to train on that stand pixel for pixel in a
+held-out split are removed, and counted.
 """
 
 import argparse
@@ -22,62 +22,77 @@ from concurrent import futures
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 import tqdm
 
-from hmtl_jax import errors
+from hmtl_jax import errors, files
 from hmtl_jax.data import decode, records
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import READERS
-from hmtl_jax.data.readers.reader import Reader, Row, Rows, Survey, Track
+from hmtl_jax.data.readers.reader import Reader, Row, Rows, Survey, Track, is_trained_on
 
 THREADS = min(8, os.cpu_count() or 1)
+BAD = "bad_pictures.txt"  # beside a set: the pictures that it lacks, and why
 
 
 def prepare(
-    name: str,
+    reader_name: str,
     source: str | os.PathLike[str] | None,
     data_dir: str | os.PathLike[str],
     *,
+    name: str = "",
     overwrite: bool = False,
     allow_partial: bool = False,
+    leave_out_bad: bool = False,
+    max_pixels: int = decode.MAX_PIXELS,
     progress: bool = True,
     **options: Any,
 ) -> pathlib.Path:
     """Prepares one set and returns its folder; a finished one is returned as it is.
 
     Args:
-      name: a key of READERS.
+      reader_name: a key of READERS.
       source: the official files, a folder or a zip; None for sets that need none.
       data_dir: where prepared sets stand.
+      name: what the set is called there; "": as its reader.
       overwrite: prepare again, although the set is there.
       allow_partial: warn of counts that differ from the published ones instead of refusing.
+      leave_out_bad: leave out pictures that can't be read, listed in bad_pictures.txt beside the
+        set, instead of refusing after all have been tried.
+      max_pixels: a picture of more is a bad one.
       progress: show progress bars (on stderr).
       options: fields of the reader, such as `rule="majority"`.
 
     Raises:
       UserError: anything wrong with the source, the options or `data_dir`; nothing is written.
     """
-    reader = _reader(name, options)
-    final = pathlib.Path(data_dir) / name / reader.version
+    reader = _reader(reader_name, options)
+    name = name or reader_name
+    records.check_names(name, (), ())
+    final = files.local(data_dir, "--data_dir") / name / reader.version
+    if source is not None:
+        source = files.local(source, "--source")
+    about = _about(reader, source)
     if final.is_dir() and not overwrite:
-        _check_same_options(final, reader)
+        _check_same(final, about)
         print(f"{name} is already prepared at {final}; --overwrite prepares it again.")
         return final
     if source is None and reader.needs_source:
-        raise errors.UserError(f"{name} needs --source, the folder or zip of its official files.")
+        raise errors.UserError(
+            f"{reader_name} needs --source, the folder or zip of its official files."
+        )
     track = functools.partial(_bar, disable=not progress)
     survey = reader.survey(source, track)
+    records.check_names(name, survey.splits, survey.labels)
     mismatches = _check_counts(reader, survey, allow_partial)
-    metadata = _metadata(reader, source) | {
-        "mismatches": mismatches,
-        "left_out": dict(survey.left_out),
-    }
-    # Held-out splits go first, so that train can leave out what stands in them.
-    order = sorted(survey.splits, key=lambda split: split == "train")
-    pass_ = _Pass(reader.features(), metadata, track)
+    metadata = about | {"mismatches": mismatches, "left_out": dict(survey.left_out)}
+    # Held-out splits go first, so that those to train on can leave out what stands in them.
+    order = sorted(survey.splits, key=is_trained_on)
+    pass_ = _Pass(survey.labels, metadata, track, max_pixels, leave_out_bad, last=order[-1])
     splits = {split: pass_.examples(split, survey.splits[split]) for split in order}
-    records.write(data_dir, name, reader.version, reader.features(), splits, metadata)
-    _report(final)
+    records.write(data_dir, name, reader.version, survey.labels, splits, metadata)
+    if pass_.bad:
+        (final / BAD).write_text("".join(f"{line}\n" for line in pass_.bad))
+    _report(final, survey.labels)
     return final
 
 
@@ -91,26 +106,69 @@ def _reader(name: str, options: Mapping[str, Any]) -> Reader:
     for key, value in options.items():
         field = errors.lookup(fields, key, f"option of prepare {name}:")
         choices = field.metadata["choices"]
-        if choices and value not in choices:
+        wrong = [one for one in _several(value) if choices and one not in choices]
+        if wrong:
             known = ", ".join(map(str, choices))
-            raise errors.UserError(f"--{key} {value!r} is none of {known}.")
-    return kind(**options)
+            raise errors.UserError(f"--{key} {wrong[0]!r} is none of {known}.")
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return kind(**tuples)
 
 
-def _check_same_options(final: pathlib.Path, reader: Reader) -> None:
-    """A set prepared by another rule must not pass for the one that was asked for."""
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _about(reader: Reader, source: pathlib.Path | None) -> dict[str, Any]:
+    """What the set says of itself before it is read; `_Pass` and `records.write` add to it."""
+    return {
+        "reader": reader.name,
+        "options": json.loads(json.dumps(dataclasses.asdict(reader))),
+        "source": _fingerprint(source) if reader.needs_source and source else {"name": "rendered"},
+        "label_rule": reader.label_rule,
+        "counts": {},
+        # By decoded pixels; "train rows" counts rows without a usable label as well.
+        "duplicates": {"train rows": 0, "removed": 0, "in two held-out splits (kept)": 0},
+        "bad_pictures": 0,
+    }
+
+
+def _fingerprint(source: pathlib.Path) -> dict[str, Any]:
+    """What tells one source from another without reading it: names and sizes of its files."""
+    if not source.exists():
+        raise errors.UserError(f"--source {source} does not exist.")
+    listing, size = hashlib.blake2b(digest_size=16), 0
+    found = [source] if source.is_file() else sorted(source.rglob("*"))
+    for file in found:
+        if file.is_file():
+            bytes_ = file.stat().st_size
+            name = file.name if source.is_file() else file.relative_to(source).as_posix()
+            listing.update(f"{name}\0{bytes_}\0".encode())
+            size += bytes_
+    return {"name": source.name, "bytes": size, "listing": listing.hexdigest()}
+
+
+def _told(source: Mapping[str, Any]) -> str:
+    return f"{source['name']}, {source['bytes']:,} bytes, {source['listing'][:6]}"
+
+
+def _check_same(final: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """A set of another source or another rule must not pass for the one that was asked for."""
     try:
-        before = json.loads((final / "metadata.json").read_text())["options"]
-    except (OSError, ValueError, KeyError) as error:
+        before = json.loads((final / "metadata.json").read_text())
+        pairs = [(key, before["options"].get(key), now) for key, now in about["options"].items()]
+        if before["reader"] != about["reader"]:
+            pairs = [("reader", before["reader"], about["reader"])]
+        elif about["source"]["name"] != "rendered" and before["source"] != about["source"]:
+            pairs.append(("source", *map(_told, (before["source"], about["source"]))))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.UserError(
             f"{final} holds no readable metadata.json; --overwrite prepares the set again."
         ) from error
-    now = dataclasses.asdict(reader)
-    differing = [key for key in now if before.get(key) != now[key]]
+    differing = [f"{key}={old!r} (now {new!r})" for key, old, new in pairs if old != new]
     if differing:
-        pairs = ", ".join(f"{key}={before.get(key)!r} (now {now[key]!r})" for key in differing)
         raise errors.UserError(
-            f"{final} was prepared with {pairs}; pass --overwrite, or another --data_dir."
+            f"{final} was prepared with {', '.join(differing)}; pass --overwrite, or another "
+            "--name or --data_dir."
         )
 
 
@@ -126,39 +184,31 @@ def _check_counts(reader: Reader, survey: Survey, allow_partial: bool) -> list[s
     return mismatches
 
 
-def _metadata(reader: Reader, source: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """What the set says of itself; `_Pass` and `records.write` add to it."""
-    return {
-        "reader": reader.name,
-        "options": dataclasses.asdict(reader),
-        "source": pathlib.Path(source).name if source else "rendered",
-        "label_rule": reader.label_rule,
-        "class_names": {key: list(names) for key, names in reader.class_names().items()},
-        "counts": {},
-        # By decoded pixels; "train rows" counts rows without a usable label as well.
-        "duplicates": {"train rows": 0, "removed": 0, "in two held-out splits (kept)": 0},
-    }
-
-
 class _Pass:
     """The one pass over all images: loads, checks, hashes, leaves out, and counts in `metadata`."""
 
-    def __init__(self, features: Mapping[str, Any], metadata: dict[str, Any], track: Track):
+    def __init__(
+        self, labels: Mapping[str, Label], metadata: dict[str, Any], track: Track,
+        max_pixels: int, leave_out_bad: bool, last: str,
+    ):  # fmt: skip
         self._classes = {
-            key: len(feature.names)
-            for key, feature in features.items()
-            if isinstance(feature, tfds.features.ClassLabel)
+            k: len(label.names) for k, label in labels.items() if label.kind == "class"
         }
-        self._counts: dict[str, Any] = metadata["counts"]
-        self._duplicates: dict[str, int] = metadata["duplicates"]
-        self._track = track
+        self._metadata = metadata
+        self._track, self._max_pixels = track, max_pixels
+        self._leave_out_bad, self._last = leave_out_bad, last
         self._held_out: dict[bytes, str] = {}  # content -> the first held-out split it stands in
+        self.bad: list[str] = []  # one line a picture that can't be read
 
     def examples(self, split: str, rows: Rows) -> Iterator[dict[str, Any]]:
         """Yields what `records.write` stores for a split; held-out splits must come first."""
         tables = {key: np.zeros(n, int) for key, n in self._classes.items()}
         written = 0
-        for row, encoded, content in _load(self._track(rows, split)):
+        for row, loaded in _load(self._track(rows, split), self._max_pixels):
+            if isinstance(loaded, errors.UserError):
+                self._remember(row, loaded)
+                continue
+            encoded, content = loaded
             if self._is_duplicate(split, row, content) or row.labels is None:
                 continue
             for key, table in tables.items():
@@ -167,58 +217,79 @@ class _Pass:
             written += 1
             yield {"image": encoded, "key": row.key, **row.labels}
         counts = {key: table.tolist() for key, table in tables.items()}
-        self._counts[split] = {"examples": written, **counts}
+        self._metadata["counts"][split] = {"examples": written, **counts}
+        # Only at the end: whoever mends pictures wants to know of all of them at once.
+        if self.bad and not self._leave_out_bad and (split == self._last or not written):
+            raise errors.UserError(self._all_bad())
+
+    def _remember(self, row: Row, error: errors.UserError) -> None:
+        if row.labels is not None:  # one that no label would use does no harm
+            self.bad.append(f"{row.where} ({row.key}): {error}")
+            self._metadata["bad_pictures"] = len(self.bad)
+
+    def _all_bad(self) -> str:
+        count = len(self.bad)
+        more = f" (and {count - 3:,} more)" if count > 3 else ""
+        return (
+            f"{count:,} pictures can't be read: {' '.join(self.bad[:3])}{more} Mend them, or pass "
+            "--leave_out_bad to prepare the set without them."
+        )
 
     def _is_duplicate(self, split: str, row: Row, content: bytes) -> bool:
-        """Whether a train row is held out as well; held-out rows all stay, and are remembered."""
-        if split != "train":
+        """Whether a row to train on is held out as well; held-out rows stay, and are remembered."""
+        duplicates = self._metadata["duplicates"]
+        if not is_trained_on(split):
             other = self._held_out.setdefault(content, split)
-            self._duplicates["in two held-out splits (kept)"] += other != split
+            duplicates["in two held-out splits (kept)"] += other != split
             return False
         if content not in self._held_out:
             return False
-        self._duplicates["train rows"] += 1
-        self._duplicates["removed"] += row.labels is not None
+        duplicates["train rows"] += 1
+        duplicates["removed"] += row.labels is not None
         return True
 
 
-def _load(rows: Iterable[Row]) -> Iterator[tuple[Row, bytes, bytes]]:
-    """Loads and hashes images on threads; yields (row, encoded image, content), in order."""
+Loaded = tuple[bytes, bytes] | errors.UserError  # encoded image and content, or why not
+
+
+def _load(rows: Iterable[Row], max_pixels: int) -> Iterator[tuple[Row, Loaded]]:
+    """Loads and hashes images on threads, in order."""
     with futures.ThreadPoolExecutor(THREADS) as pool:
         ahead: collections.deque = collections.deque()
         for row in rows:
-            ahead.append((row, pool.submit(_load_one, row)))
+            ahead.append((row, pool.submit(_load_one, row, max_pixels)))
             if len(ahead) > 4 * THREADS:
                 first, future = ahead.popleft()
-                yield first, *future.result()
+                yield first, future.result()
         for first, future in ahead:
-            yield first, *future.result()
+            yield first, future.result()
 
 
-def _load_one(row: Row) -> tuple[bytes, bytes]:
+def _load_one(row: Row, max_pixels: int) -> Loaded:
     try:
         encoded = row.image()
-        image_hwc = decode.decode(encoded)
+        image_hwc = decode.decode(encoded, max_pixels=max_pixels)
     except errors.UserError as error:
-        raise errors.UserError(f"{row.where} ({row.key}): {error}") from error
+        return error
     content = hashlib.blake2b(repr(image_hwc.shape).encode(), digest_size=16)
     content.update(image_hwc)
     return encoded, content.digest()
 
 
-def _report(final: pathlib.Path) -> None:
+def _report(final: pathlib.Path, labels: Mapping[str, Label]) -> None:
     """Prints what was prepared: counts, what was left out, the class tables, the rule."""
     metadata = json.loads((final / "metadata.json").read_text())
     counts = metadata["counts"]
     sizes = ", ".join(f"{counts[split]['examples']:,} {split}" for split in _order(counts))
-    print(f"{metadata['reader']}: {sizes}; written to {final}")
+    print(f"{final.parent.name}: {sizes}; written to {final}")
     print(f"Labels: {metadata['label_rule']}")
     for what, number in metadata["left_out"].items():
         print(f"Left out: {number:,} {what}.")
+    if metadata["bad_pictures"]:
+        print(f"Left out: {metadata['bad_pictures']:,} bad pictures, listed in {final / BAD}.")
     _print_duplicates(metadata["duplicates"])
-    source = records.open_split(final.parent.parent, metadata["reader"], "train")
-    for label in sorted(set(counts["train"]) - {"examples"}):
-        _print_table(label, source.class_names(label) or (), counts)
+    for label in sorted(label for label in labels if labels[label].kind == "class"):
+        _print_table(label, labels[label].names, counts)
 
 
 def _print_duplicates(duplicates: Mapping[str, int]) -> None:
@@ -228,20 +299,23 @@ def _print_duplicates(duplicates: Mapping[str, int]) -> None:
     )
     kept = duplicates["in two held-out splits (kept)"]
     if kept:
-        print(f"Duplicates: {kept:,} images are in validation and in test; both stay whole.")
+        print(f"Duplicates: {kept:,} images are in two held-out splits; both stay whole.")
 
 
 def _print_table(label: str, names: Sequence[str], counts: Mapping[str, Any]) -> None:
     width = max(len(label), *map(len, names))
     splits = _order(counts)
-    print(f"{label:{width}}" + "".join(f"{split:>12}" for split in splits))
+    wide = max(12, *(len(split) + 2 for split in splits))
+    print(f"{label:{width}}" + "".join(f"{split:>{wide}}" for split in splits))
     for index, name in enumerate(names):
-        row = "".join(f"{counts[split][label][index]:>12,}" for split in splits)
+        row = "".join(f"{counts[split][label][index]:>{wide},}" for split in splits)
         print(f"{name:{width}}{row}")
 
 
 def _order(counts: Mapping[str, Any]) -> list[str]:
-    return sorted(counts, key=("train", "validation", "test").index)
+    """The usual three first, others behind them by name."""
+    usual = ("train", "validation", "test")
+    return sorted(counts, key=lambda split: (split not in usual, *map(split.__ne__, usual), split))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -249,7 +323,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hmtl_jax.prepare",
         description="Turns a data set's official files into a prepared set that training opens.",
     )
-    commands = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    commands = parser.add_subparsers(dest="reader_name", metavar="NAME", required=True)
     for name, kind in READERS.items():
         command = commands.add_parser(name, help=(kind.__doc__ or "").splitlines()[0])
         if kind.needs_source:
@@ -259,6 +333,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--allow_partial", action="store_true", help="only warn where counts differ"
         )
+        command.add_argument(
+            "--name", default="", help="what the set is called in data_dir (default: its NAME)"
+        )
+        command.add_argument(
+            "--leave_out_bad", action="store_true",
+            help=f"leave out pictures that can't be read, and list them in {BAD}",
+        )  # fmt: skip
+        command.add_argument(
+            "--max_pixels", type=int, default=decode.MAX_PIXELS,
+            help="refuse a picture of more, before it takes memory (default: %(default)s)",
+        )  # fmt: skip
         for field in dataclasses.fields(kind):
             _add_option(command, field)
     return parser
@@ -267,10 +352,16 @@ def _parser() -> argparse.ArgumentParser:
 def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field) -> None:
     flag, default = f"--{field.name}", field.default
     text = f"{field.metadata['help']} (default: {default})"
+    choices = field.metadata["choices"]
     if isinstance(default, bool):
         command.add_argument(flag, default=default, action="store_true", help=text)
+    elif isinstance(default, tuple):
+        kind = type(default[0]) if default else str
+        text = f"{field.metadata['help']}; several with blanks between (default: {default})"
+        command.add_argument(
+            flag, default=default, type=kind, choices=choices, nargs="*", help=text
+        )
     else:
-        choices = field.metadata["choices"]
         command.add_argument(flag, default=default, type=type(default), choices=choices, help=text)
 
 
@@ -278,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 (130: Ctrl-C) after one sentence on stderr."""
     args = vars(_parser().parse_args(argv))
     try:
-        prepare(args.pop("name"), args.pop("source", None), args.pop("data_dir"), **args)
+        prepare(args.pop("reader_name"), args.pop("source", None), args.pop("data_dir"), **args)
     except errors.UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,10 @@
 import csv
+import dataclasses
+import json
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -9,7 +12,9 @@ import pytest
 
 from hmtl_jax import errors, prepare
 from hmtl_jax.data import records
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import READERS
+from hmtl_jax.data.readers.reader import Row, Survey, option
 
 FOLDERS = {"train": "FER2013Train", "validation": "FER2013Valid", "test": "FER2013Test"}
 HAPPY, SAD, UNCLEAR = (0, 10), (0, 0, 0, 10), (5, 5)
@@ -76,13 +81,13 @@ def test_train_loses_what_is_held_out(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "4 train images are held out too" in output
     assert "3 of them had a usable label and were removed" in output
-    assert "1 images are in validation and in test; both stay whole" in output
+    assert "1 images are in two held-out splits; both stay whole" in output
 
 
 def test_metadata_and_the_class_table(tmp_path, source, capsys):
     run(source, tmp_path / "data")
     metadata = records.open_split(tmp_path / "data", "ferplus", "train").metadata
-    assert metadata["reader"] == "ferplus" and metadata["source"] == "source"
+    assert metadata["reader"] == "ferplus" and metadata["source"]["name"] == "source"
     assert metadata["options"] == {"rule": "majority"}
     assert metadata["label_rule"].startswith("majority: single votes are dropped")
     assert metadata["counts"]["train"] == {"examples": 3, "expression": [0, 2, 0, 1, 0, 0, 0, 0]}
@@ -157,7 +162,7 @@ def test_the_command_line(tmp_path, source):
 
 
 def test_ctrl_c_is_one_sentence_and_leaves_nothing(tmp_path, source, monkeypatch, capsys):
-    def interrupted(row):
+    def interrupted(row, max_pixels):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "_load_one", interrupted)
@@ -186,3 +191,100 @@ def test_options_reach_the_reader_from_the_command_line(tmp_path, capsys):
     assert "synthetic: 9 train, 2 validation, 3 test" in capsys.readouterr().out
     metadata = records.open_split(tmp_path, "synthetic", "test").metadata
     assert metadata["options"] == {"size": 16, "train": 9, "validation": 2, "test": 3, "seed": 0}
+
+
+##### Bad pictures, other splits, other names, other sources #####
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Whatever splits it is told of, a picture an entry."""
+
+    name: ClassVar[str] = "own"
+    version: ClassVar[str] = "1.0.0"
+    needs_source: ClassVar[bool] = False
+
+    splits: tuple[str, ...] = option(("test",), "what to make")
+    label_rule = "drawn"
+
+    def survey(self, source, track):
+        def rows(split, number):
+            for index in range(3):
+                encoded = cv2.imencode(".png", face([number, index]))[1].tobytes()
+                yield Row(f"{index}", {"kind": index % 2}, lambda e=encoded: e, f"{split} {index}")
+
+        made = {split: list(rows(split, i)) for i, split in enumerate(self.splits)}
+        return Survey(made, {"kind": Label("class", ("a", "b"))}, {})
+
+    def check(self, survey):
+        return []
+
+
+@pytest.fixture
+def own(monkeypatch):
+    monkeypatch.setitem(READERS, "own", Own)  # one line
+
+
+@pytest.mark.parametrize(
+    "splits", [("test",), ("train", "unlabeled"), ("train", "test", "test_celebdf"), ("a", "train")]
+)
+def test_a_set_may_have_any_splits(tmp_path, own, capsys, splits):
+    arguments = ["own", "--data_dir", str(tmp_path), "--name", "mine", "--splits", *splits]
+    assert prepare.main(arguments) == 0
+    for split in splits:
+        assert len(records.open_split(tmp_path, "mine", split)) == 3
+    printed = capsys.readouterr().out
+    assert printed.startswith("mine: ") and all(f"3 {split}" in printed for split in splits)
+    assert set(records.identity(tmp_path, "mine")["counts"]) == set(splits)
+
+
+def test_names_and_lists_are_told_in_help_and_checked_before_anything_is_written(
+    tmp_path, own, capsys
+):
+    with pytest.raises(SystemExit):
+        prepare.main(["own", "--help"])
+    assert "several with blanks between" in " ".join(capsys.readouterr().out.split())
+    for wrong in (["--name", "My-Set"], ["--splits", "a b"], ["--splits", "../up"]):
+        assert prepare.main(["own", "--data_dir", str(tmp_path), *wrong]) == 1
+        assert "cannot be called" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_pictures_are_all_told_of_or_left_out_and_listed(tmp_path, source, capsys):
+    (source / "FER2013Train" / "train1.png").write_bytes(b"broken")
+    (source / "FER2013Valid" / "validation0.png").unlink()
+    cv2.imwrite(str(source / "FER2013Valid" / "more.png"), face(9))
+    with open(source / "FER2013Valid" / "label.csv", "a") as file:
+        file.write("more.png,box,0,10,0,0,0,0,0,0,0,0\n")
+    with pytest.raises(errors.UserError) as caught:
+        run(source, tmp_path / "data")
+    said = str(caught.value)
+    assert said.startswith("2 pictures can't be read: FER2013Valid/label.csv, line 1 (validation0)")
+    assert "FER2013Train/label.csv, line 2 (train1)" in said and "--leave_out_bad" in said
+    assert list((tmp_path / "data" / "ferplus").iterdir()) == []
+    folder = run(source, tmp_path / "data", leave_out_bad=True)
+    assert keys(tmp_path / "data", "train") == ["train0", "train2"]
+    assert keys(tmp_path / "data", "validation") == ["more"]
+    listed = (folder / "bad_pictures.txt").read_text().splitlines()
+    assert len(listed) == 2 and listed[1].startswith("FER2013Train/label.csv, line 2 (train1): ")
+    assert json.loads((folder / "metadata.json").read_text())["bad_pictures"] == 2
+    assert "Left out: 2 bad pictures, listed in" in capsys.readouterr().out
+
+
+def test_too_many_pixels_make_a_bad_picture(tmp_path, source):
+    with pytest.raises(errors.UserError, match="48 x 48 pixels, more than the 2,000"):
+        run(source, tmp_path / "data", max_pixels=2000)
+
+
+def test_another_or_a_missing_source_is_not_taken_for_the_old_one(tmp_path, source, capsys):
+    run(source, tmp_path / "data")
+    run(source, tmp_path / "data")
+    assert "already prepared" in capsys.readouterr().out
+    with pytest.raises(errors.UserError, match="does not exist"):
+        run(tmp_path / "none", tmp_path / "data")
+    other = draw(tmp_path / "other", [(HAPPY, face(7))], [(HAPPY, face(8))], [(SAD, face(9))])
+    said = r"source='source, .*' \(now 'other, .*'\); pass --overwrite"
+    with pytest.raises(errors.UserError, match=said):
+        run(other, tmp_path / "data")
+    run(other, tmp_path / "data", name="ferplus_other")
+    assert set(records.sets(tmp_path / "data")) == {"ferplus", "ferplus_other"}

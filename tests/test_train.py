@@ -11,7 +11,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from hmtl_jax import (
     build,
@@ -26,7 +25,8 @@ from hmtl_jax import (
     workdir,
 )
 from hmtl_jax.data import pipeline, records
-from hmtl_jax.data.readers import READERS
+from hmtl_jax.data.labels import Label
+from hmtl_jax.data.readers import synthetic
 from hmtl_jax.errors import UserError
 from tests import runs, tiny
 
@@ -438,8 +438,7 @@ POISONED, CORRUPT = 5, 7  # records of train
 @pytest.fixture(scope="module")
 def flawed_data(tiny_data, tmp_path_factory):
     """The tiny data with soft labels, an infinite one, and a corrupt image in two splits."""
-    features = READERS["synthetic"]().features()
-    features["expression_soft"] = tfds.features.Tensor(shape=(8,), dtype=np.float32)
+    labels = synthetic.LABELS | {"expression_soft": Label("float", shape=(8,))}
 
     def examples(split):
         source = records.open_split(tiny_data, "synthetic", split)
@@ -454,7 +453,7 @@ def flawed_data(tiny_data, tmp_path_factory):
 
     data_dir = tmp_path_factory.mktemp("flawed")
     splits = {split: examples(split) for split in runs.SIZES}
-    records.write(data_dir, "synthetic", "1.0.0", features, splits, {})
+    records.write(data_dir, "synthetic", "1.0.0", labels, splits, {})
     return data_dir
 
 

@@ -31,9 +31,7 @@ MAX_PIXELS = 2**26
 END_OF_JPEG = b"\xff\xd9"
 
 
-def decode(
-    encoded: bytes, size: int | None = None, max_pixels: int | None = None
-) -> np.ndarray:
+def decode(encoded: bytes, size: int | None = None, max_pixels: int | None = None) -> np.ndarray:
     """Returns the picture as uint8 [H, W, 3], RGB.
 
     Args:

@@ -83,7 +83,7 @@ def train_batches(
     load = _Load(source, labels, image_size, share.stop - share.start, tolerate_corrupt)
     chosen = np.arange(len(source))
     if subset != 1.0:
-        classes = np.zeros(len(source)) if stratify is None else column(source, stratify)
+        classes = np.zeros(len(source), int) if stratify is None else column(source, stratify)
         chosen = subsets.subset_indices(classes, subset, subset_seed)
     steps_per_epoch = len(chosen) // batch_size
     if not steps_per_epoch:

@@ -5,9 +5,12 @@ gives random access to one split of it. TFDS's own data source takes about three
 a record as `Source` does (it walks a nested spec each time), hence the parser here.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -22,7 +25,8 @@ from array_record.python import array_record_data_source
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.proto import tf_example_pb2
 
-from hmtl_jax import errors
+from hmtl_jax import errors, files
+from hmtl_jax.data.labels import Label
 
 _EXAMPLE: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 (made at import, so no checker knows it)
 # A shard of this many 256-px JPEGs is about 150 MB: few enough files to keep all of them open.
@@ -33,7 +37,7 @@ def write(
     data_dir: str | os.PathLike[str],
     name: str,
     version: str,
-    features: Mapping[str, Any],
+    labels: Mapping[str, Label],
     splits: Mapping[str, Iterable[Mapping[str, Any]]],
     metadata: dict[str, Any],
 ) -> pathlib.Path:
@@ -46,15 +50,18 @@ def write(
       data_dir: where prepared sets stand; made if missing.
       name: the set's name, in snake_case as TFDS asks.
       version: three numbers, "1.0.0".
-      features: TFDS features by field name; `image` and `key` among them.
+      labels: what each example holds beside its `image` and its `key`.
       splits: for each split an iterable of examples, `image` as encoded bytes; written in order.
       metadata: what JSON can hold. It is read after the last example, so the iterables may still
-        fill it; `files` (bytes by file name) is added.
+        fill it; `files` (bytes by file name), `class_names` and `digest` (of all examples, equal
+        wherever and whenever they are written) are added.
 
     Raises:
-      UserError: a split has no example, or `data_dir` cannot be written.
+      UserError: a split has no example, a name that TFDS does not take, or `data_dir` cannot be
+        written.
     """
-    final = pathlib.Path(data_dir) / name / version
+    check_names(name, splits, labels)
+    final = files.local(data_dir, "data_dir") / name / version
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(final.parent)
@@ -63,13 +70,28 @@ def write(
     except OSError as error:
         raise errors.UserError(f"Cannot write in data_dir {data_dir}: {error.strerror}.") from error
     try:
-        _write_folder(partial, name, version, features, splits, metadata)
+        _write_folder(partial, name, version, labels, splits, metadata)
         _swap(partial, final)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
         raise errors.UserError(f"Writing {final} failed: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def check_names(name: str, splits: Iterable[str], labels: Iterable[str]) -> None:
+    """Raises UserError for a name that TFDS or a path would not take."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise errors.UserError(
+            f"A set cannot be called {name!r}; take small letters, digits and '_', a letter first."
+        )
+    for what, names in (("split", splits), ("label", labels)):
+        for one in names:
+            if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", one) or one in ("image", "key"):
+                raise errors.UserError(
+                    f"A {what} cannot be called {one!r}; take letters, digits and '_', a letter "
+                    "first, and neither 'image' nor 'key'."
+                )
 
 
 def _remove_leftovers(parent: pathlib.Path) -> None:
@@ -88,7 +110,8 @@ def _is_alive(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _write_folder(folder, name, version, features, splits, metadata) -> None:
+def _write_folder(folder, name, version, labels, splits, metadata) -> None:
+    features = _features(labels)
     identity = dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version(version), data_dir=os.fspath(folder), module_name=""
     )
@@ -98,29 +121,53 @@ def _write_folder(folder, name, version, features, splits, metadata) -> None:
     )
     writer = tfds.core.SequentialWriter(info, EXAMPLES_PER_SHARD, file_format="array_record")
     writer.initialize_splits(list(splits))
+    digests = {split: hashlib.blake2b(split.encode(), digest_size=16) for split in splits}
     for split, examples in splits.items():
-        encodable: Any = (_encodable(example, features) for example in examples)
+        encodable: Any = (_encodable(one, labels, digests[split]) for one in examples)
         writer.add_examples({split: encodable})
         writer.close_splits([split])
         if not info.splits[split].num_examples:
             raise errors.UserError(f"Split {split!r} of {name} has no example; nothing is written.")
-    files = {file.name: file.stat().st_size for file in sorted(folder.glob("*.array_record*"))}
-    stored.update(metadata, files=files)
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.array_record*"))}
+    names = {key: list(label.names) for key, label in labels.items() if label.names}
+    # Splits in the order of their names: which of them is written first does not matter.
+    whole = hashlib.blake2b(digest_size=16)
+    for split in sorted(digests):
+        whole.update(digests[split].digest())
+    stored.update(metadata, files=sizes, class_names=names, digest=whole.hexdigest())
     stored.save_metadata(folder)
 
 
-def _encodable(example: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes an example what TFDS takes without TensorFlow.
+def _features(labels: Mapping[str, Label]) -> dict[str, Any]:
+    """TFDS's own description of what an example holds."""
+    features: dict[str, Any] = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "key": tfds.features.Text(),
+    }
+    for name, label in labels.items():
+        if label.kind == "class":
+            features[name] = tfds.features.ClassLabel(names=list(label.names))
+        elif label.shape:
+            features[name] = tfds.features.Tensor(shape=label.shape, dtype=label.dtype)
+        else:
+            features[name] = tfds.features.Scalar(label.dtype)
+    return features
+
+
+def _encodable(example: Mapping[str, Any], labels: Mapping[str, Label], digest) -> dict[str, Any]:
+    """Makes an example what TFDS takes without TensorFlow, and counts it into the digest.
 
     A file object is stored as it is, whereas pixels would be encoded by TensorFlow; and an array
     must have the very dtype of its feature.
     """
-    arrays = {}
-    for key, feature in features.items():
-        if type(feature) is tfds.features.Tensor:
-            dtype: Any = feature.np_dtype
-            arrays[key] = np.asarray(example[key]).astype(dtype, casting="same_kind")
-    return {**example, **arrays, "image": io.BytesIO(example["image"])}
+    found = {"image": io.BytesIO(example["image"]), "key": example["key"]}
+    for part in (example["key"].encode(), example["image"]):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    for name in sorted(labels):
+        array = np.asarray(example[name]).astype(labels[name].dtype, casting="same_kind")
+        found[name] = array if labels[name].shape else example[name]
+        digest.update(name.encode() + array.tobytes())
+    return found
 
 
 def _swap(partial: pathlib.Path, final: pathlib.Path) -> None:
@@ -159,11 +206,7 @@ class Source:
         self._lengths = tuple(info.shard_lengths)
         self._files = tuple(os.fspath(path) for path in info.filepaths)
         self._fields = {key: _field(value) for key, value in features.items()}
-        self._class_names = dict(self.metadata.get("class_names", {})) | {
-            key: value.names
-            for key, value in features.items()
-            if isinstance(value, tfds.features.ClassLabel)
-        }
+        self._class_names = dict(self.metadata.get("class_names", {}))
         self._check_sizes()
 
     def __len__(self) -> int:
@@ -242,8 +285,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _advice(name: str, overwrite: bool = False) -> str:
-    source = "" if name == "synthetic" else " --source SOURCE"
+    """How to prepare a set; of a name that prepare does not know, which names it does."""
+    from hmtl_jax.data.readers import READERS  # here, because readers need not be there to read
+
     flag = " --overwrite" if overwrite else ""
+    if name not in READERS:
+        known = "|".join(sorted(READERS))
+        return f"run `python -m hmtl_jax.prepare {known} --name {name}{flag} …` with its own files"
+    source = " --source SOURCE" if READERS[name].needs_source else ""
     return f"run `python -m hmtl_jax.prepare {name}{source} --data_dir DATA{flag}`"
 
 
@@ -269,21 +318,32 @@ def open_split(data_dir: str | os.PathLike[str], name: str, split: str) -> Sourc
 
 
 def identity(data_dir: str | os.PathLike[str], name: str) -> dict[str, Any]:
-    """Provisional."""
-    import hashlib
-    import json
+    """What the set that `open_split` opens says of itself: JSON of a few lines.
 
+    name, version, reader, options (of prepare), counts (by split and class), and digest: equal for
+    equal examples, wherever and whenever they were prepared. Raises UserError as `open_split`, and
+    for a set of an earlier version, which has no digest.
+    """
     folder = find(data_dir, name)
-    found = json.loads((folder / "metadata.json").read_text())
-    digest = found.get("digest") or hashlib.blake2b(repr(found).encode()).hexdigest()
-    return {
-        "name": name,
-        "version": folder.name,
-        "reader": found.get("reader", name),
-        "options": found.get("options", {}),
-        "digest": digest,
-        "counts": found.get("counts", {}),
-    }
+    found = _metadata(folder)
+    if "digest" not in found:
+        raise errors.UserError(
+            f"{folder} was prepared by an earlier version of hmtl_jax and has no digest; "
+            f"{_advice(name, overwrite=True)}."
+        )
+    kept = {key: found.get(key, {}) for key in ("options", "counts")}
+    about = {"name": name, "version": folder.name, "reader": found.get("reader", name)}
+    return {**about, **kept, "digest": found["digest"]}
+
+
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "metadata.json").read_text())
+    except (OSError, ValueError) as error:
+        raise errors.UserError(
+            f"The metadata in {folder} cannot be read ({_first_line(error)}); prepare the set "
+            "again with --overwrite."
+        ) from error
 
 
 def find(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
@@ -299,19 +359,23 @@ def find(data_dir: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 
 def sets(data_dir: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
-    """Returns the newest version's folder of every set in `data_dir`."""
-    found: dict[str, pathlib.Path] = {}
+    """Returns the newest version's folder of every set in `data_dir`.
+
+    A folder in it that may not be listed, such as lost+found, holds none.
+    """
+    place, found = files.local(data_dir, "data_dir"), {}
     try:
-        folders = [folder for folder in pathlib.Path(data_dir).iterdir() if folder.is_dir()]
-        for folder in folders:
+        folders = [folder for folder in place.iterdir() if folder.is_dir()]
+    except OSError as error:
+        raise errors.UserError(
+            f"data_dir {place} cannot be read: {error.strerror}. It holds what "
+            "`python -m hmtl_jax.prepare NAME --source SOURCE --data_dir DATA` writes."
+        ) from error
+    for folder in folders:
+        with contextlib.suppress(OSError):
             for version in sorted(folder.iterdir(), key=_version_order):
                 if _version_order(version) and (version / "dataset_info.json").is_file():
                     found[folder.name] = version
-    except OSError as error:
-        raise errors.UserError(
-            f"data_dir {data_dir} cannot be read: {error.strerror}. It holds what "
-            "`python -m hmtl_jax.prepare NAME --source SOURCE --data_dir DATA` writes."
-        ) from error
     return found
 
 

@@ -18,7 +18,7 @@ def subset_indices(classes: np.ndarray, fraction: float, seed: int) -> np.ndarra
       seed: any integer.
 
     Raises:
-      UserError: `fraction` is not in (0, 1], or `classes` is not one number for each example.
+      UserError: `fraction` is not in (0, 1], or `classes` is not one integer for each example.
     """
     if not 0 < fraction <= 1:
         raise errors.UserError(f"subset={fraction} is no share of the data; use 0 < subset <= 1.")
@@ -26,6 +26,11 @@ def subset_indices(classes: np.ndarray, fraction: float, seed: int) -> np.ndarra
         raise errors.UserError(
             f"A stratified subset needs one class for each example, but the label has shape "
             f"{classes.shape[1:]}; name an integer label."
+        )
+    if classes.dtype.kind not in "iu":
+        raise errors.UserError(
+            f"A stratified subset needs a class label, and this one holds {classes.dtype} numbers, "
+            "no two of which may be equal; name a class label in data.stratify."
         )
     rng = np.random.RandomState(seed % 2**32)
     kept = []

@@ -208,7 +208,7 @@ def survey(train, test):
             made += [Row("", {"expression": index}, bytes, "")] * count
         return made
 
-    return Survey({"train": rows(train), "test": rows(test)}, {})
+    return Survey({"train": rows(train), "test": rows(test)}, {}, {})
 
 
 def test_published_counts():
@@ -243,7 +243,7 @@ def test_a_subset_is_refused_unless_allowed(tmp_path):
         ("exp", np.array("1.5"), "expression 1.5 is out of range 0 to 10"),
         ("val", np.array(1.5), "valence 1.5 is out of range -1 to 1"),
         ("aro", np.array("-3"), "arousal -3 is out of range -1 to 1"),
-        ("val", np.array("high"), "2_val.npy is no npy file of numbers"),
+        ("val", np.array("high"), "2_val.npy is damaged, and is no npy file of numbers"),
         ("aro", np.zeros(2), "2_aro.npy holds 2 numbers instead of 1"),
     ],
 )
@@ -262,19 +262,19 @@ def test_missing_and_damaged_files_of_2021(tmp_path):
     image.write_bytes(whole[:100])
     assert "train_set/annotations/5_exp.npy (5): The image is damaged" in refusal(source)
     image.unlink()
-    assert "image train_set/images/5.jpg is missing" in refusal(source)
+    assert "train_set/images/5.jpg is missing" in refusal(source)
     image.write_bytes(whole)
     (annotations / "5_val.npy").unlink()
     assert "train_set/annotations/5_val.npy is missing" in refusal(source)
     (annotations / "5_val.npy").write_bytes(b"no npy")
-    assert "5_val.npy is no npy file of numbers" in refusal(source)
+    assert "5_val.npy is damaged, and is no npy file of numbers" in refusal(source)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("valence", "pleasure", "lacks the column 'valence'"),
-        ("0/tra0.jpg", "0/no.jpg", "line 2: image Manually_Annotated_Images/0/no.jpg is missing"),
+        ("0/tra0.jpg", "0/no.jpg", "line 2 (0/no.jpg): Manually_Annotated_Images/0/no.jpg is mis"),
         (",8,8,16,16,", ",8,8,wide,16,", "line 2: face_width is 'wide', not a number"),
         (",8,8,16,16,", ",8,8,0,16,", "line 2: the face box is 0 x 16 pixels"),
         (",8,8,16,16,", ",80,8,16,16,", "line 2 (0/tra0.jpg): The face box"),
@@ -306,3 +306,16 @@ def test_another_layout_and_a_wrong_share(tmp_path):
     shutil.rmtree(source / "val_set")
     message = refusal(source)
     assert "val_set/images/" in message and "training.csv" in message and "train_set" in message
+
+
+def test_files_of_macos_are_no_data_and_pickles_are_never_advised(tmp_path):
+    source = draw_2021(tmp_path / "source")
+    for folder, name in (("annotations", "._0_exp.npy"), ("images", "._0.jpg")):
+        (source / "train_set" / folder / name).write_bytes(b"Mac OS X")
+    assert len(all_of(run(source, tmp_path / "data")["train"]))
+    np.save(source / "train_set/annotations/0_exp.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(errors.UserError) as caught:
+        run(source, tmp_path / "again")
+    message = str(caught.value)
+    assert "0_exp.npy holds Python objects, and is no npy file of numbers" in message
+    assert "pickle" not in message

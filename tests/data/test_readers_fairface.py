@@ -77,6 +77,24 @@ def test_validation_is_a_seeded_part_of_every_race_and_gender_of_train(tmp_path)
     assert {record["key"] for record in other["validation"]} != keys["validation"]
 
 
+def test_spellings_and_places_that_circulate_are_the_same_set(tmp_path):
+    plain = run(draw(tmp_path / "source"), tmp_path / "plain")
+    source = draw(tmp_path / "other")
+    (source / "images").mkdir()
+    for split in ("train", "val"):
+        (source / split).rename(source / "images" / split)
+        for file in (source / "images" / split).iterdir():
+            file.rename(file.with_suffix(".JPG"))
+        path = source / f"fairface_label_{split}.csv"
+        text = path.read_text().replace("False", "FALSE").replace("True", "TRUE")
+        path.write_text(text.replace(f"{split}/", f"{split}\\"))
+    other = run(source, tmp_path / "data")
+    for split, records_ in plain.items():
+        for ours, theirs in zip(records_, other[split], strict=True):
+            assert ours["key"] == theirs["key"] and ours["image"] == theirs["image"]
+            assert ours["service_test"] == theirs["service_test"]
+
+
 def test_a_subset_is_refused_unless_allowed(tmp_path):
     source = draw(tmp_path / "source")
     with pytest.raises(errors.UserError, match="train has 40 images instead of 86,744"):
@@ -92,7 +110,7 @@ def test_a_subset_is_refused_unless_allowed(tmp_path):
         ("Female", "Femal", "Did you mean 'Female'?"),
         ("East Asian", "east", "Unknown race in fairface_label_train.csv, line 5:"),
         ("True", "yes", "Unknown service_test in fairface_label_train.csv, line 2:"),
-        ("train/7.jpg", "train/77.jpg", "line 8: image train/77.jpg is missing"),
+        ("train/7.jpg", "train/77.jpg", "line 8 (train/77): train/77.jpg is missing"),
         ("race", "ethnicity", "lacks the column 'race'"),
     ],
 )

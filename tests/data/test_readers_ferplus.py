@@ -146,9 +146,9 @@ def test_published_votes_give_the_published_counts(shared_data):
         for split, labels in usable.items()
     }
     assert len(names) == 35_710
-    assert ferplus.FerPlus().check(Survey(rows, {})) == []
+    assert ferplus.FerPlus().check(Survey(rows, ferplus.LABELS, {})) == []
     rows["train"].pop()
-    assert ferplus.FerPlus().check(Survey(rows, {})) == [
+    assert ferplus.FerPlus().check(Survey(rows, ferplus.LABELS, {})) == [
         "train has 25,056 usable rows instead of 25,057"
     ]
 
@@ -230,8 +230,8 @@ def edit(path, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (",0,9,0,", ",0,nine,0,", "line 1: the vote for happiness is 'nine', not a number"),
-        (",0,9,0,", ",0,-9,0,", "line 1: the vote for happiness is '-9', not a number"),
+        (",0,9,0,", ",0,nine,0,", "line 1: the vote for happiness is 'nine', no whole number"),
+        (",0,9,0,", ",0,-9,0,", "line 1: the vote for happiness is '-9', no whole number"),
         (",0,9,0,", ",0,11,0,", "line 1: the vote for happiness is 11, out of range 0 to 10"),
         (",0,9,0,", ",0,0,", "line 1: 11 columns instead of 12"),
         ("fer0000001.png", "fer0000099.png", "FER2013Train/fer0000099.png is missing"),
@@ -259,6 +259,30 @@ def test_wrong_csv_files(tmp_path, file, old, new, said):
     source = draw_csv(tmp_path / "source", faces())
     edit(source / file, old, new)
     assert said in refusal(source) and file in refusal(source)
+
+
+def test_the_csv_as_it_circulates_is_the_same_set(tmp_path):
+    """Another name and order of columns, blanks in the header, 10.0, blank and junk last rows."""
+    source = draw_csv(tmp_path / "source", faces())
+    plain = prepared(tmp_path, source)
+    with open(source / "fer2013.csv", newline="") as file:
+        table = list(csv.reader(file))
+    (source / "fer2013.csv").unlink()
+    lines = [["emotion", " Usage", " pixels"], *([e, u, p] for e, p, u in table[1:])]
+    with open(source / "icml_face_data.csv", "w", newline="") as file:
+        csv.writer(file).writerows([*lines, [], ["", "", ""], ["junk", "", "0 0 0"]])
+    with open(source / "fer2013new.csv", newline="") as file:
+        votes = list(csv.reader(file))
+    spelt = [[*row[:2], *(f"{int(vote)}.0" for vote in row[2:])] for row in votes[1:]]
+    with open(source / "fer2013new.csv", "w", newline="") as file:
+        csv.writer(file).writerows([votes[0], *spelt, []])
+    other = prepared(tmp_path, source)
+    for split, records_ in plain.items():
+        assert [r["key"] for r in records_] == [r["key"] for r in other[split]]
+        assert [r["image"] for r in records_] == [r["image"] for r in other[split]]
+        np.testing.assert_array_equal(
+            [r["votes"] for r in records_], [r["votes"] for r in other[split]]
+        )
 
 
 def test_a_csv_cut_short(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -14,14 +15,13 @@ import tensorflow_datasets as tfds
 
 from hmtl_jax import errors
 from hmtl_jax.data import records
+from hmtl_jax.data.labels import Label
 
-FEATURES = {
-    "image": tfds.features.Image(shape=(None, None, 3)),
-    "key": tfds.features.Text(),
-    "expression": tfds.features.ClassLabel(names=("neutral", "happiness", "anger")),
-    "votes": tfds.features.Tensor(shape=(3,), dtype=np.int32),
-    "pose": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-    "valence": tfds.features.Scalar(np.float32),
+LABELS = {
+    "expression": Label("class", ("neutral", "happiness", "anger")),
+    "votes": Label("int", shape=(3,)),
+    "pose": Label("float", shape=(3,)),
+    "valence": Label("float"),
 }
 
 
@@ -41,7 +41,7 @@ def examples(n, seed=0):
 
 def write(data_dir, n=10, name="faces", version="1.0.0", splits=("train", "test"), **metadata):
     made = {split: examples(n, seed) for seed, split in enumerate(splits)}
-    return records.write(data_dir, name, version, FEATURES, made, metadata)
+    return records.write(data_dir, name, version, LABELS, made, metadata)
 
 
 def run(code, *arguments, check=True):
@@ -75,7 +75,9 @@ def test_what_is_written_is_read(tmp_path, monkeypatch):
 
 
 def test_labels_and_names(tmp_path):
-    write(tmp_path, class_names={"votes": ["a", "b", "c"]}, label_rule="drawn")
+    named = LABELS | {"votes": Label("int", ("a", "b", "c"), (3,))}
+    made = {"train": examples(3), "test": examples(3)}
+    records.write(tmp_path, "faces", "1.0.0", named, made, {"label_rule": "drawn"})
     source = records.open_split(tmp_path, "faces", "test")
     assert source.labels == ("expression", "pose", "valence", "votes")
     assert source.class_names("expression") == ("neutral", "happiness", "anger")
@@ -107,11 +109,16 @@ def test_other_processes_reopen_a_pickled_source_and_none_imports_tensorflow(tmp
         """
         import pickle, sys
         from hmtl_jax.data import records
+        from hmtl_jax.data.labels import Label
         source = pickle.load(open(sys.argv[1], "rb"))
         print(source[7]["key"], records.open_split(sys.argv[2], "faces", "test")[1]["key"])
         folder = records.write(
             sys.argv[2], "copy", "1.0.0",
-            records.tfds.builder_from_directory(source.folder).info.features,
+            {
+                "expression": Label("class", source.class_names("expression")),
+                "votes": Label("int", shape=(3,)), "pose": Label("float", shape=(3,)),
+                "valence": Label("float"),
+            },
             {"train": (source[i] for i in range(len(source)))}, {},
         )
         assert "tensorflow" not in sys.modules
@@ -147,7 +154,7 @@ def test_metadata_may_be_filled_by_the_last_example(tmp_path):
             metadata["count"] += 1
             yield example
 
-    records.write(tmp_path, "faces", "1.0.0", FEATURES, {"train": counting()}, metadata)
+    records.write(tmp_path, "faces", "1.0.0", LABELS, {"train": counting()}, metadata)
     assert records.open_split(tmp_path, "faces", "train").metadata["count"] == 5
 
 
@@ -159,11 +166,11 @@ def failing():
 def test_a_writer_that_fails_leaves_the_old_set_and_no_new_one(tmp_path):
     for _ in range(2):  # without an old set, then with one
         with pytest.raises(errors.UserError, match="fourth image"):
-            records.write(tmp_path, "new", "1.0.0", FEATURES, {"train": failing()}, {})
+            records.write(tmp_path, "new", "1.0.0", LABELS, {"train": failing()}, {})
         assert not list((tmp_path / "new").iterdir())
     write(tmp_path, 10)
     with pytest.raises(errors.UserError, match="fourth image"):
-        records.write(tmp_path, "faces", "1.0.0", FEATURES, {"train": failing()}, {})
+        records.write(tmp_path, "faces", "1.0.0", LABELS, {"train": failing()}, {})
     assert len(records.open_split(tmp_path, "faces", "train")) == 10
     assert os.listdir(tmp_path / "faces") == ["1.0.0"]
 
@@ -172,15 +179,13 @@ def test_a_killed_writer_leaves_nothing_that_opens_and_the_next_one_tidies_up(tm
     killed = run(
         """
         import os, signal, sys
-        import numpy as np, tensorflow_datasets as tfds
         from hmtl_jax.data import records
 
         def examples():
             yield {"image": b"1", "key": "1"}
             os.kill(os.getpid(), signal.SIGKILL)
 
-        features = {"image": tfds.features.Image(), "key": tfds.features.Text()}
-        records.write(sys.argv[1], "faces", "1.0.0", features, {"train": examples()}, {})
+        records.write(sys.argv[1], "faces", "1.0.0", {}, {"train": examples()}, {})
         """,
         tmp_path,
         check=False,
@@ -198,14 +203,12 @@ def test_a_full_disk_is_told(tmp_path):
     result = run(
         """
         import os, resource, sys
-        import tensorflow_datasets as tfds
         from hmtl_jax import errors
         from hmtl_jax.data import records
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        features = {"image": tfds.features.Image(), "key": tfds.features.Text()}
         large = ({"image": os.urandom(50_000), "key": "k"} for _ in range(99))
         try:
-            records.write(sys.argv[1], "faces", "1.0.0", features, {"train": large}, {})
+            records.write(sys.argv[1], "faces", "1.0.0", {}, {"train": large}, {})
         except errors.UserError as error:
             print(error)
         """,
@@ -218,7 +221,7 @@ def test_a_full_disk_is_told(tmp_path):
 def test_an_empty_split_is_refused(tmp_path):
     made = {"train": examples(2), "test": iter(())}
     with pytest.raises(errors.UserError, match="'test' of faces has no example"):
-        records.write(tmp_path, "faces", "1.0.0", FEATURES, made, {})
+        records.write(tmp_path, "faces", "1.0.0", LABELS, made, {})
     assert records.sets(tmp_path) == {}
 
 
@@ -246,7 +249,7 @@ def test_an_unknown_set_lists_those_there_and_names_the_command(tmp_path):
     write(tmp_path, name="ferplus")
     message = refusal(tmp_path, "ferpus")
     assert "there are: ferplus" in message and "Did you mean 'ferplus'?" in message
-    assert "python -m hmtl_jax.prepare ferpus --source" in message
+    assert "affectnet|fairface|ferplus|synthetic --name ferpus" in message
     assert "--source" not in refusal(tmp_path, "synthetic")
 
 
@@ -289,12 +292,77 @@ def test_integers_are_not_made_of_fractions(tmp_path):
     """A reader's slip (0.5 as a vote) must not be rounded away."""
     wrong = next(examples(1)) | {"votes": np.array([0.5, 1, 2])}
     with pytest.raises(TypeError):
-        records.write(tmp_path, "faces", "1.0.0", FEATURES, {"train": [wrong]}, {})
+        records.write(tmp_path, "faces", "1.0.0", LABELS, {"train": [wrong]}, {})
 
 
 def test_images_are_bytes_as_given(tmp_path):
     """Even what is no picture travels untouched: `prepare` decodes, the record file does not."""
     example = next(examples(1)) | {"image": b"no picture"}
-    records.write(tmp_path, "faces", "1.0.0", FEATURES, {"train": [example]}, {})
+    records.write(tmp_path, "faces", "1.0.0", LABELS, {"train": [example]}, {})
     stored = records.open_split(tmp_path, "faces", "train")[0]["image"]
     assert io.BytesIO(stored).read() == b"no picture"
+
+
+##### What a set says of itself #####
+
+
+def identity(data_dir, n=4, change=None):
+    def rows():
+        for index, row in enumerate(examples(n)):
+            yield row | (change or {}) if index == 2 else row
+
+    records.write(data_dir, "faces", "1.0.0", LABELS, {"train": rows()}, {"reader": "mine"})
+    return records.identity(data_dir, "faces")
+
+
+def test_equal_examples_have_equal_digests_and_others_have_others(tmp_path, monkeypatch):
+    found = identity(tmp_path / "one")
+    assert (found["name"], found["version"], found["reader"]) == ("faces", "1.0.0", "mine")
+    monkeypatch.setattr(records, "EXAMPLES_PER_SHARD", 2)
+    assert identity(tmp_path / "two")["digest"] == found["digest"]
+    changes = [
+        {"image": b"other"}, {"key": "other"}, {"expression": -1}, {"valence": np.float32(0.5)},
+        {"pose": np.zeros(3, np.float32)},
+    ]  # fmt: skip
+    others = {identity(tmp_path / str(i), change=c)["digest"] for i, c in enumerate(changes)}
+    assert len(others | {found["digest"]}) == 1 + len(changes)
+    assert identity(tmp_path / "short", n=3)["digest"] not in others | {found["digest"]}
+
+
+def test_a_set_without_a_digest_is_to_be_prepared_again(tmp_path):
+    folder = write(tmp_path)
+    kept = json.loads((folder / "metadata.json").read_text())
+    del kept["digest"]
+    (folder / "metadata.json").write_text(json.dumps(kept))
+    with pytest.raises(errors.UserError, match="by an earlier version of hmtl_jax"):
+        records.identity(tmp_path, "faces")
+
+
+@pytest.mark.parametrize("name", ["Faces", "my-set", "../up", "", "1st"])
+def test_names_that_a_path_would_not_take_are_refused_before_writing(tmp_path, name):
+    with pytest.raises(errors.UserError, match="A set cannot be called"):
+        write(tmp_path, name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_listed_stops_no_set(tmp_path, monkeypatch):
+    write(tmp_path)
+    (tmp_path / "lost+found").mkdir()
+    real = records.pathlib.Path.iterdir
+
+    def iterdir(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(records.pathlib.Path, "iterdir", iterdir)
+    assert len(records.open_split(tmp_path, "faces", "train")) == 10
+
+
+def test_an_advice_names_what_prepare_knows(tmp_path):
+    write(tmp_path)
+    for name, said in (("ferplus", "prepare ferplus --source"), ("rafdb", "--name rafdb")):
+        with pytest.raises(errors.UserError, match=said):
+            records.find(tmp_path, name)
+    with pytest.raises(errors.UserError, match=r"affectnet\|fairface\|ferplus\|synthetic"):
+        records.find(tmp_path, "rafdb")

@@ -1,7 +1,9 @@
 """The low-data subset: stratified, nested, drawn by seed and the same for ever."""
 
 import numpy as np
+import pytest
 
+from hmtl_jax import errors
 from hmtl_jax.data import subset
 
 CLASSES = np.repeat([-1, 0, 1, 5], [3, 40, 100, 7])
@@ -29,3 +31,8 @@ def test_a_published_subset_stays_what_it_is():
     """Changes on purpose make other results under the same recipe: say so in the changelog."""
     kept = subset.subset_indices(np.arange(20) % 2, 0.25, seed=0)
     assert kept.tolist() == [3, 4, 7, 8, 11, 16]
+
+
+def test_a_label_of_real_numbers_is_no_class():
+    with pytest.raises(errors.UserError, match=r"holds float32 numbers.*data\.stratify"):
+        subset.subset_indices(np.linspace(-1, 1, 1000, dtype=np.float32), 0.2, seed=0)

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import simplejpeg
-import tensorflow_datasets as tfds
 
 from hmtl_jax import errors
 from hmtl_jax.data import decode
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.held_out import held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
@@ -89,22 +89,15 @@ class AffectNet:
             f"comes first (seed {self.seed})."
         )
 
-    def features(self) -> dict[str, Any]:
-        """As in `Reader`."""
-        features = {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "key": tfds.features.Text(),
-            "expression": tfds.features.ClassLabel(names=EXPRESSIONS[: self.classes]),
-            "valence": tfds.features.Scalar(np.float32),
-            "arousal": tfds.features.Scalar(np.float32),
+    @property
+    def labels(self) -> dict[str, Label]:
+        """What is stored of each face."""
+        found = {
+            "expression": Label("class", EXPRESSIONS[: self.classes]),
+            "valence": Label("float"),
+            "arousal": Label("float"),
         }
-        if self.landmarks:
-            features["landmarks"] = tfds.features.Tensor(shape=(68, 2), dtype=np.float32)
-        return features
-
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """As in `Reader`."""
-        return {}
+        return found | ({"landmarks": Label("float", (), (68, 2))} if self.landmarks else {})
 
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
@@ -124,7 +117,8 @@ class AffectNet:
         chosen = held_out(splits["train"], self.validation, self.seed, ("expression",))
         splits["validation"] = [row for row in splits["train"] if row.key in chosen]
         splits["train"] = [row for row in splits["train"] if row.key not in chosen]
-        return Survey({split: rows for split, rows in splits.items() if rows}, left_out)
+        found = {split: rows for split, rows in splits.items() if rows}
+        return Survey(found, self.labels, left_out)
 
     def check(self, survey: Survey) -> list[str]:
         """Train and validation are counted together, for they were one."""
@@ -152,15 +146,14 @@ class AffectNet:
         images = set(tree.list(f"{folder}/images"))
         for name in track(sorted(names, key=lambda name: (len(name), name)), f"{folder} labels"):
             where = f"{folder}/annotations/{name}_exp.npy"
-            if f"{name}.jpg" not in images:
-                raise errors.UserError(f"{where}: image {folder}/images/{name}.jpg is missing.")
             stem = where.removesuffix("_exp.npy")
             expression = _npy(tree, f"{stem}_exp.npy", 1)[0]
             valence, arousal = (_npy(tree, f"{stem}_{kind}.npy", 1)[0] for kind in ("val", "aro"))
             labels = self._labels(expression, valence, arousal, where, left_out)
             if labels is None:
                 continue
-            path = f"{folder}/images/{name}.jpg"
+            file = f"{name}.jpg" if f"{name}.jpg" in images else f"{name}.JPG"
+            path = f"{folder}/images/{file if file in images else f'{name}.jpg'}"
             if self.landmarks:
                 labels["landmarks"] = _npy(tree, f"{stem}_lnd.npy", 136).reshape(68, 2)
                 labels["landmarks"] *= self._scale(max(_size(tree.read(path), where)))
@@ -180,8 +173,7 @@ class AffectNet:
                 continue
             name = cells["subDirectory_filePath"]
             photograph = f"{images}/{name}" if images else name
-            if not tree.exists(photograph):
-                raise errors.UserError(f"{where}: image {photograph} is missing.")
+            photograph = tree.find(photograph) or photograph
             square = self._square(cells, where)
             if self.landmarks:
                 labels["landmarks"] = self._landmarks_2017(cells, square, where)
@@ -271,7 +263,11 @@ def _npy(tree: Tree, path: str, length: int) -> np.ndarray:
         values = np.load(io.BytesIO(encoded), allow_pickle=False)
         values = values.astype(np.float32).reshape(-1)
     except (ValueError, EOFError) as error:
-        raise errors.UserError(f"{path} is no npy file of numbers ({error}).") from error
+        # NumPy's own words advise to load pickles, which run whatever they hold.
+        kind = "holds Python objects" if b"|O" in encoded[:128] else "is damaged"
+        raise errors.UserError(
+            f"{path} {kind}, and is no npy file of numbers; fetch it again."
+        ) from error
     if values.size != length:
         raise errors.UserError(f"{path} holds {values.size} numbers instead of {length}.")
     return values

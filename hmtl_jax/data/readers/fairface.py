@@ -10,12 +10,10 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
-
-import numpy as np
-import tensorflow_datasets as tfds
+from typing import ClassVar
 
 from hmtl_jax import errors
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.held_out import held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
@@ -34,6 +32,12 @@ RACES = (
 )
 SERVICE_TEST = ("False", "True")
 COLUMNS = {"age": AGES, "gender": GENDERS, "race": RACES, "service_test": SERVICE_TEST}
+LABELS = {
+    "age_group": Label("class", AGES),
+    "gender": Label("class", tuple(name.lower() for name in GENDERS)),
+    "race": Label("class", RACES),
+    "service_test": Label("int"),
+}
 LISTS = {"train": "fairface_label_train.csv", "test": "fairface_label_val.csv"}
 PUBLISHED = {"train": 86_744, "test": 10_954}
 
@@ -62,21 +66,6 @@ class FairFace:
             f"first (seed {self.seed})."
         )
 
-    def features(self) -> dict[str, Any]:
-        """As in `Reader`."""
-        return {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "key": tfds.features.Text(),
-            "age_group": tfds.features.ClassLabel(names=AGES),
-            "gender": tfds.features.ClassLabel(names=[name.lower() for name in GENDERS]),
-            "race": tfds.features.ClassLabel(names=RACES),
-            "service_test": tfds.features.Scalar(np.int32),
-        }
-
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """As in `Reader`."""
-        return {}
-
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         del track  # all labels are read in a second
@@ -90,7 +79,7 @@ class FairFace:
         chosen = held_out(splits["train"], self.validation, self.seed, ("race", "gender"))
         splits["validation"] = [row for row in splits["train"] if row.key in chosen]
         splits["train"] = [row for row in splits["train"] if row.key not in chosen]
-        return Survey(splits, left_out)
+        return Survey(splits, LABELS, left_out)
 
     def check(self, survey: Survey) -> list[str]:
         """Train and validation are counted together, for they were one."""
@@ -105,15 +94,19 @@ class FairFace:
 
 def _rows(tree: Tree, path: str, left_out: collections.Counter) -> Iterator[Row]:
     seen = set()
+    # The lists may lie beside the unpacked folder of the images.
+    places = ["", *(f"{name}/" for name in tree.list(""))]
     for line, cells in tree.table(path, ("file", *COLUMNS)):
-        where, file = f"{path}, line {line}", cells["file"].strip()
-        if not tree.exists(file):
-            raise errors.UserError(f"{where}: image {file or '(no name)'} is missing.")
+        where, file = f"{path}, line {line}", cells["file"].strip().replace("\\", "/")
+        if not file:
+            raise errors.UserError(f"{where}: the file has no name.")
+        found = next((name for place in places if (name := tree.find(place + file))), file)
+        places = [found[: len(found) - len(file)]] if tree.exists(found) else places
         if file in seen:
             left_out["rows of a name seen before"] += 1
             continue
         seen.add(file)
-        image = functools.partial(tree.read, file)
+        image = functools.partial(tree.read, found)
         yield Row(file.rpartition(".")[0], _labels(cells, where), image, where)
 
 
@@ -121,6 +114,7 @@ def _labels(cells: Mapping[str, str], where: str) -> dict[str, int]:
     found = {}
     for column, known in COLUMNS.items():
         value = cells[column].strip()
+        value = value.capitalize() if column == "service_test" else value  # FALSE, of spreadsheets
         if column == "age" and re.search(r"[a-z]{3}", value, re.I) and value not in known:
             raise errors.UserError(
                 f"{where}: age {value!r} is a date that a spreadsheet made of an age group, such "

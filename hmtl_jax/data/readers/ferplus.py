@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
 from hmtl_jax import errors
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
 
@@ -28,6 +29,8 @@ EXPRESSIONS = (
     "contempt",
 )
 VOTES = (*EXPRESSIONS, "unknown", "NF")  # NF: not a face
+# FER2013 itself under either of the names that it goes by, with its columns in whatever order.
+PIXELS = ("fer2013.csv", "icml_face_data.csv")
 
 # Folder of the official tool's output, and `Usage` in the two csv files.
 SPLITS = {
@@ -41,6 +44,12 @@ SPLITS = {
 PUBLISHED = {
     "label.csv": ((25_045, 3_191, 3_137), (8_733, 7_284, 3_136, 3_022, 2_098, 116, 536, 120)),
     "fer2013new.csv": ((25_057, 3_199, 3_153), (8_739, 7_287, 3_149, 3_013, 2_099, 119, 532, 119)),
+}
+
+LABELS = {
+    "votes": Label("int", VOTES, (len(VOTES),)),
+    "expression": Label("class", EXPRESSIONS),
+    "expression_soft": Label("float", EXPRESSIONS, (len(EXPRESSIONS),)),
 }
 
 RULES = {
@@ -72,27 +81,13 @@ class FerPlus:
             "emotions; expression_soft = the emotions' votes without single ones, normalised."
         )
 
-    def features(self) -> dict:
-        """As in `Reader`."""
-        return {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "key": tfds.features.Text(),
-            "votes": tfds.features.Tensor(shape=(10,), dtype=np.int32),
-            "expression": tfds.features.ClassLabel(names=EXPRESSIONS),
-            "expression_soft": tfds.features.Tensor(shape=(8,), dtype=np.float32),
-        }
-
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """As in `Reader`."""
-        return {"votes": VOTES, "expression_soft": EXPRESSIONS}
-
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         del track  # all labels are read in a second
         tree = Tree(source)
         folders = tuple(f"{folder}/label.csv" for folder, _ in SPLITS.values())
-        layout = tree.enter(folders, ("fer2013new.csv", "fer2013.csv"))
-        entries = _from_folders(tree) if layout == 0 else _from_csv(tree)
+        layout = tree.enter(folders, *(("fer2013new.csv", file) for file in PIXELS))
+        entries = _from_folders(tree) if layout == 0 else _from_csv(tree, PIXELS[layout - 1])
         return self._rows(entries)
 
     def _rows(self, entries: Iterator["_Entry"]) -> Survey:
@@ -108,7 +103,8 @@ class FerPlus:
                 labels = label(entry.votes, self.rule)
                 rows[key] = Row(key, labels, entry.image, entry.where)
                 left_out[f"rows by rule {self.rule}"] += labels is None
-        return Survey({split: list(rows.values()) for split, rows in splits.items()}, left_out)
+        found = {split: list(rows.values()) for split, rows in splits.items()}
+        return Survey(found, LABELS, left_out)
 
     def check(self, survey: Survey) -> list[str]:
         """The published counts are known for the majority rule alone."""
@@ -181,36 +177,41 @@ def _from_folders(tree: Tree) -> Iterator[_Entry]:
                     f"box, and the votes for {', '.join(VOTES)})."
                 )
             name, votes = cells[0].strip(), _votes(cells[2:], where)
-            if name and not tree.exists(f"{folder}/{name}"):
-                raise errors.UserError(f"{where}: image {folder}/{name} is missing.")
-            image = functools.partial(tree.read, f"{folder}/{name}")
+            image = functools.partial(
+                tree.read, tree.find(f"{folder}/{name}") or f"{folder}/{name}"
+            )
             yield _Entry(split, name, votes, image, where)
 
 
-def _from_csv(tree: Tree) -> Iterator[_Entry]:
-    """fer2013.csv holds the pixels of row i, fer2013new.csv its name and votes."""
+def _from_csv(tree: Tree, file: str) -> Iterator[_Entry]:
+    """`file` holds the pixels of row i, fer2013new.csv its name and votes."""
     names = {usage: split for split, (_, usage) in SPLITS.items()}
     voted = tree.table("fer2013new.csv", ("Usage", "Image name", *VOTES))
-    drawn = tree.table("fer2013.csv", ("pixels", "Usage"))
-    for (line, row), (_, pixels) in _in_step(voted, drawn):
+    drawn = tree.table(file, ("pixels", "Usage"))
+    for (line, row), (drawn_line, pixels) in _in_step(voted, drawn, file, names):
         where = f"fer2013new.csv, line {line}"
-        if row["Usage"] != pixels["Usage"]:
-            raise errors.UserError(
-                f"{where}: Usage is {row['Usage']!r}, but {pixels['Usage']!r} in fer2013.csv."
-            )
-        split = errors.lookup(names, row["Usage"], f"Usage in {where}:")
+        usage, drawn_usage = row["Usage"].strip(), pixels["Usage"].strip()
+        if usage != drawn_usage:
+            raise errors.UserError(f"{where}: Usage is {usage!r}, but {drawn_usage!r} in {file}.")
+        split = errors.lookup(names, usage, f"Usage in {where}:")
         votes = _votes([row[name] for name in VOTES], where)
-        image = functools.partial(_encode, pixels["pixels"], f"fer2013.csv, line {line}")
+        image = functools.partial(_encode, pixels["pixels"], f"{file}, line {drawn_line}")
         yield _Entry(split, row["Image name"].strip(), votes, image, where)
 
 
-def _in_step(voted: Iterator, drawn: Iterator) -> Iterator[tuple]:
-    """Pairs the rows of both csv files, which describe the same images in the same order."""
+def _in_step(voted: Iterator, drawn: Iterator, file: str, usages) -> Iterator[tuple]:
+    """Pairs the rows of both csv files, which describe the same images in the same order.
+
+    Behind the last pair, rows of no known usage are nobody's image.
+    """
     for voted_row, drawn_row in itertools.zip_longest(voted, drawn):
         if voted_row is None or drawn_row is None:
+            left = drawn_row or voted_row
+            if left and left[1]["Usage"].strip() not in usages:
+                continue
             raise errors.UserError(
-                "fer2013new.csv and fer2013.csv have different numbers of rows, so one of them is "
-                "cut short; both should have 35,887."
+                f"fer2013new.csv and {file} have different numbers of rows, so one of them is cut "
+                "short; both should have 35,887."
             )
         yield voted_row, drawn_row
 
@@ -218,9 +219,10 @@ def _in_step(voted: Iterator, drawn: Iterator) -> Iterator[tuple]:
 def _votes(cells: list[str], where: str) -> np.ndarray:
     votes = []
     for name, cell in zip(VOTES, cells, strict=True):
-        if not cell.strip().isdecimal():
-            raise errors.UserError(f"{where}: the vote for {name} is {cell!r}, not a number.")
-        votes.append(int(cell))
+        whole = re.fullmatch(r"(\d+)(\.0*)?", cell.strip())  # a spreadsheet makes 10.0 of 10
+        if not whole:
+            raise errors.UserError(f"{where}: the vote for {name} is {cell!r}, no whole number.")
+        votes.append(int(whole[1]))
         if votes[-1] > 10:  # ten people voted
             raise errors.UserError(f"{where}: the vote for {name} is {cell}, out of range 0 to 10.")
     return np.array(votes, np.int32)

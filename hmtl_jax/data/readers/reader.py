@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
+from hmtl_jax.data.labels import Label
+
 # Shows progress: `track(iterable, "what it is")` yields the same items.
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -35,8 +37,17 @@ class Rows(Protocol):
 class Survey:
     """All rows of a source, by split, and what was left out on the way."""
 
-    splits: Mapping[str, Rows]  # by train, validation, test
+    splits: Mapping[str, Rows]  # by any names; see `is_trained_on`
+    labels: Mapping[str, Label]  # of every row, beside its image and its key
     left_out: Mapping[str, int]  # how many, by a name to print: "rows without an image name"
+
+
+def is_trained_on(split: str) -> bool:
+    """Whether a split of this name is one to train on; all others are held out.
+
+    What stands in a held-out split is removed from those: train, train_small, unlabeled.
+    """
+    return split.startswith(("train", "unlabel"))
 
 
 class Reader(Protocol):
@@ -52,14 +63,6 @@ class Reader(Protocol):
         """One or two sentences: how the stored labels came from the official ones."""
         ...
 
-    def features(self) -> dict[str, Any]:
-        """TFDS features by field name, `image` and `key` among them."""
-        ...
-
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the entries of labels that are not a ClassLabel feature."""
-        ...
-
     def survey(self, source: Any, track: Track) -> Survey:
         """Reads all labels of a folder or zip (None if the reader needs no source).
 
@@ -73,5 +76,5 @@ class Reader(Protocol):
 
 
 def option(default: Any, help: str, choices: Collection[Any] | None = None) -> Any:
-    """A dataclass field that is an option on the command line too."""
+    """A dataclass field that is an option on the command line too; a tuple is a list there."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})

@@ -8,13 +8,22 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
 from hmtl_jax import errors
 from hmtl_jax.data import synthetic
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 
 _CHUNK = 64  # images rendered in one call
+CLASSES = ("expression", "gender", "skin_tone", "fake")
+ATTRIBUTES = tuple(synthetic.CLASS_NAMES["attributes"])
+LABELS = {
+    **{label: Label("class", tuple(synthetic.CLASS_NAMES[label])) for label in CLASSES},
+    **{label: Label("float") for label in ("valence", "arousal", "age")},
+    "pose": Label("float", ("yaw", "pitch", "roll"), (3,)),
+    "attributes": Label("int", ATTRIBUTES, (len(ATTRIBUTES),)),
+    "identity": Label("int"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +47,6 @@ class Synthetic:
             "rendered: labels are the renderer's own parameters, so they hold no annotator noise."
         )
 
-    def features(self) -> dict:
-        """As in `Reader`."""
-        names, number = synthetic.CLASS_NAMES, tfds.features.Scalar
-        return {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "key": tfds.features.Text(),
-            **{
-                label: tfds.features.ClassLabel(names=names[label])
-                for label in ("expression", "gender", "skin_tone", "fake")
-            },
-            **{label: number(np.float32) for label in ("valence", "arousal", "age")},
-            "pose": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-            "attributes": tfds.features.Tensor(shape=(len(names["attributes"]),), dtype=np.int32),
-            "identity": number(np.int32),
-        }
-
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """As in `Reader`."""
-        attributes = tuple(synthetic.CLASS_NAMES["attributes"])
-        return {"attributes": attributes, "pose": ("yaw", "pitch", "roll")}
-
     def survey(self, source: str | os.PathLike[str] | None, track: Track) -> Survey:
         """As in `Reader`."""
         del track
@@ -69,7 +57,7 @@ class Synthetic:
             if size < 1:
                 raise errors.UserError(f"--{split} {size}: every split needs at least one image.")
         splits = {split: _Rendered(split, n, self.size, self.seed) for split, n in sizes.items()}
-        return Survey(splits, {})
+        return Survey(splits, LABELS, {})
 
     def check(self, survey: Survey) -> list[str]:
         """As in `Reader`; the renderer draws as many as it is asked for."""

@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Generator, Iterator
@@ -13,6 +14,10 @@ from typing import IO
 from hmtl_jax import errors
 
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+# What systems leave beside the files of a data set: no part of it.
+JUNK = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX(/.*)?)$")
+# A cell may hold the pixels of a picture; Python's own limit is for cells of text.
+csv.field_size_limit(2**24)
 
 
 class Tree:
@@ -27,7 +32,7 @@ class Tree:
             raise errors.UserError(f"--source {self.source} does not exist.")
         if not self.source.is_dir():
             self._zip = _open_zip(self.source)
-            self._members = set(self._zip.namelist())
+            self._members = {name for name in self._zip.namelist() if not JUNK.search(name)}
 
     def enter(self, *layouts: tuple[str, ...]) -> int:
         """Moves `root` to the outermost folder that holds all files of a layout.
@@ -53,6 +58,8 @@ class Tree:
         try:
             with self._open(self.root + name) as file:
                 return file.read()
+        except PermissionError as error:
+            raise self._forbidden(name) from error
         except DAMAGE as error:
             raise self._damaged(name, error) from error
 
@@ -65,9 +72,13 @@ class Tree:
             with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
                 yield from text
         except UnicodeDecodeError as error:
+            utf_16 = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
             raise errors.UserError(
-                f"{name} in {self.source} is not UTF-8 text: {error}."
+                f"{name} in {self.source} is {'UTF-16' if utf_16 else 'not UTF-8'} text; save it "
+                "as UTF-8."
             ) from error
+        except PermissionError as error:
+            raise self._forbidden(name) from error
         except DAMAGE as error:
             raise self._damaged(name, error) from error
 
@@ -78,24 +89,51 @@ class Tree:
         """
         # Closed here and now, also where a row is refused.
         with contextlib.closing(self.lines(name)) as lines:
-            rows = csv.DictReader(lines)
-            header = rows.fieldnames or ["nothing"]
-            missing = [column for column in columns if column not in header]
-            if missing:
+            rows = csv.DictReader(lines, strict=True)
+            try:
+                header = [cell.strip() for cell in rows.fieldnames or ["nothing"]]
+                rows.fieldnames = header
+                self._check_header(name, header, columns)
+                for row in rows:
+                    if not any(cell and cell.strip() for cell in row.values() if cell):
+                        continue  # such as a last line of commas
+                    if any(row[column] is None for column in columns):
+                        raise errors.UserError(
+                            f"{name}, line {rows.line_num}: fewer columns than the header has."
+                        )
+                    yield rows.line_num, row
+            except csv.Error as error:
                 raise errors.UserError(
-                    f"{name} in {self.source} lacks the column {', '.join(map(repr, missing))}; "
-                    f"its first line is: {', '.join(header)[:200]}."
-                )
-            for line, row in enumerate(rows, start=2):
-                if any(row[column] is None for column in columns):
-                    raise errors.UserError(
-                        f"{name}, line {line}: fewer columns than the header has."
-                    )
-                yield line, row
+                    f"{name} in {self.source}, line {rows.reader.line_num}, is no csv ({error}); "
+                    "fetch the file again."
+                ) from error
+
+    def _check_header(self, name: str, header: list[str], columns: Collection[str]) -> None:
+        missing = [column for column in columns if column not in header]
+        if missing:
+            other = "; it is separated by ';'" if ";" in header[0] else ""
+            raise errors.UserError(
+                f"{name} in {self.source} lacks the column {', '.join(map(repr, missing))}; "
+                f"its first line is: {', '.join(header)[:200]}{other}."
+            )
+        twice = [column for column in columns if header.count(column) > 1]
+        if twice:
+            raise errors.UserError(
+                f"{name} in {self.source} has the column {twice[0]!r} twice; keep one of them."
+            )
 
     def exists(self, name: str) -> bool:
-        """Whether a file of this name is below `root`."""
+        """Whether a file of this name is below `root`; UserError for one that leads out of it."""
+        if ".." in name.split("/") or name.startswith("/"):
+            raise errors.UserError(f"The name {name!r} leads out of {self.source}; mend it there.")
         return self._exists(self.root + name)
+
+    def find(self, name: str) -> str | None:
+        """The name as the file has it, where a list writes backslashes, or .jpg for .JPG."""
+        name = name.replace("\\", "/")
+        stem, dot, suffix = name.rpartition(".")
+        written = [name] + [f"{stem}{dot}{s}" for s in (suffix.lower(), suffix.upper()) if dot]
+        return next((one for one in written if self.exists(one)), None)
 
     def list(self, folder: str) -> list[str]:
         """Returns the sorted names directly in a folder below `root` (`""`: `root` itself)."""
@@ -104,7 +142,12 @@ class Tree:
             below = (name[len(inside) :] for name in self._members if name.startswith(inside))
             return sorted({name.split("/")[0] for name in below} - {""})
         path = self.source / inside
-        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        if not path.is_dir():
+            return []
+        try:
+            return sorted(entry.name for entry in path.iterdir() if not JUNK.search(entry.name))
+        except PermissionError as error:
+            raise self._forbidden(inside.rstrip("/")) from error
 
     def _stands(self, name: str) -> bool:
         if not name.endswith("/"):
@@ -115,6 +158,9 @@ class Tree:
 
     def _open(self, name: str) -> IO[bytes]:
         return self._zip.open(name) if self._zip is not None else open(self.source / name, "rb")
+
+    def _forbidden(self, name: str) -> errors.UserError:
+        return errors.UserError(f"{self.source / name} may not be read; mend its permissions.")
 
     def _damaged(self, name: str, error: Exception) -> errors.UserError:
         return errors.UserError(
