@@ -1,6 +1,7 @@
 """AffectNet with a 3 × 3 puzzle, solved from the picture that the expression is read from.
 
-Paper: HMTL, arXiv 2105.06421, one-stream. Weight, schedule and augmentation are not all published:
+Paper: HMTL, arXiv 2105.06421, one-stream; the puzzle weighs as much as the expression, and its head
+drops 0.3 of the features, as in the authors' code. Schedule and augmentation are not all published:
 ours.
 
     python -m hmtl_jax.main --config=configs/affectnet_puzzle.py --workdir=runs/affectnet_puzzle
@@ -19,6 +20,7 @@ def get_config():
     """The recipe; it takes no argument."""
     config = affectnet_supervised.get_config("efficientnet")
 
-    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=3, weight=0.3)
+    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=3, weight=1.0)
+    config.model.head_dropout = 0.3
     config.stream = "one_stream"
     return config

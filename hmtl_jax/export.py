@@ -1,12 +1,23 @@
 """The job `export`: the encoder of a finished run as a file for others."""
 
+import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from hmtl_jax import cluster, sharding, trained
+from hmtl_jax import cluster, sharding, trained, workdir
 from hmtl_jax.models import pretrained
+
+SAID = ("hmtl_jax", "commit")  # of the versions
+
+
+def classes_of(tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the classes, by task; for those that have some."""
+    named = {name: getattr(task, "classes", ()) for name, task in tasks.items()}
+    return {name: list(classes) for name, classes in named.items() if classes}
 
 
 def run(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -20,8 +31,13 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(parts)
     name, path = found.config.model.encoder, found.run / "encoder.safetensors"
     if cluster.lead():
-        size = found.config.data.image_size
-        pretrained.save(path, name, jax.device_get(gathered), image_size=size)
+        size, model = found.config.data.image_size, found.config.model
+        metadata = pretrained.about(name, size, model.pool, model.positions) | {
+            "input": model.input,
+            "classes": json.dumps(classes_of(found.program.tasks)),
+            **{key: value for key, value in workdir.versions().items() if key in SAID},
+        }
+        pretrained.save(path, name, jax.device_get(gathered), image_size=size, metadata=metadata)
     beside = ", but timm has no stem for small images" if name.endswith("-small") else ""
     cluster.say(
         f"the {name} of step {found.step} ({found.why}) is in {path}, in timm's naming{beside}"

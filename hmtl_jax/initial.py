@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 
 from hmtl_jax import checkpoint, files, trained
 from hmtl_jax.cluster import say
+from hmtl_jax.errors import UserError
 from hmtl_jax.models import pretrained
 from hmtl_jax.state import TrainState, count, with_encoder
+
+PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def init_from(config: ConfigDict, current: TrainState) -> TrainState:
@@ -27,8 +30,16 @@ def encoder(config: ConfigDict, ours: Mapping[str, Any]) -> dict[str, Any]:
     in whose place they come.
     """
     path = config.init_from
+    if path.endswith(PYTORCH):
+        raise UserError(
+            f"init_from {path} is a PyTorch file, which can hold code; convert it: python -c "
+            f"\"import torch, safetensors.torch as s; w = torch.load('{path}', map_location='cpu', "
+            "weights_only=True); w = w.get('model', w.get('state_dict', w)); s.save_file({k: "
+            "v.contiguous() for k, v in w.items()}, 'encoder.safetensors')\"."
+        )
     if path.endswith(".safetensors"):
-        found, left = pretrained.load(path, config.model.encoder, ours)
+        name, constants = config.model.encoder, config.init_constants
+        found, left = pretrained.load(files.local(path, "init_from"), name, ours, constants)
         found = jax.tree.map(_put_like, found, ours)
         taken, left = f"{count(found['params']):,} parameters", ", ".join(left)
     else:

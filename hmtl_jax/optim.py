@@ -11,7 +11,8 @@ import optax
 
 from hmtl_jax.errors import UserError, lookup
 
-# Decay acts on matrices alone: neither on biases, norms, nor tokens (SSAT's and MAE's recipe).
+# Decay acts on matrices alone: neither on biases nor norms, as in SSAT's and MAE's code, nor on the
+# cls and mask tokens, which their pretraining decays (ours).
 DECAYED = r"(^|/)kernel$"
 
 

@@ -26,7 +26,8 @@ def defaults() -> ConfigDict:
     config.eval_batch_size = 0  # 0: as batch_size
     config.nonfinite = "stop"  # or "skip": leave the state as it was for that step
     config.profile_steps = (0, 0)  # first and last of a trace in WORKDIR/profile; none at 0
-    config.init_from = ""  # a workdir or checkpoint whose encoder to start from
+    config.init_from = ""  # a workdir, checkpoint or safetensors file, whose encoder to start from
+    config.init_constants = "imagenet"  # or "half": how a ViT's file wants its images normalised
 
     config.data = ConfigDict()
     config.data.name = ""

@@ -127,6 +127,7 @@ def _check_choices(config: ConfigDict) -> None:
     choices = {
         "job": ("train", "evaluate", "export", "probe"),
         "nonfinite": ("stop", "skip"),
+        "init_constants": ("imagenet", "half"),
         "stream": ("clean", "one_stream", "siamese"),
         "model.fusion": ("", *heads.FUSIONS),
         "model.input": ("rgb", *textures.TEXTURES),

@@ -53,7 +53,11 @@ def load(path: pathlib.Path, mesh: Mesh) -> Trained:
 
 
 def find(path: pathlib.Path) -> tuple[pathlib.Path, str]:
-    """The folder of the checkpoint that a path stands for, and why it is that one."""
+    """The folder of the checkpoint that a path stands for, and why it is that one.
+
+    A link may be called as it likes: `latest` for checkpoints/120.
+    """
+    path = path.resolve()
     if (path / "checkpoints").is_dir():
         best = workdir.read(path, workdir.CONFIG).get("checkpoint.best", "")
         found = checkpoint.chosen(path / "checkpoints", best)
@@ -67,7 +71,7 @@ def find(path: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 def recipe_of(path: pathlib.Path) -> ConfigDict:
     """The recipe of a run, from its workdir or from one of its checkpoints."""
-    return recipe.unflat(workdir.read(workdir.run_of(path), workdir.CONFIG))
+    return recipe.unflat(workdir.read(workdir.run_of(path.resolve()), workdir.CONFIG))
 
 
 def tasks_to_json(made_tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

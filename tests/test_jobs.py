@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from configs import linear_probe
-from hmtl_jax import build, probe, recipe, sharding, state, train
+from hmtl_jax import build, initial, probe, recipe, sharding, state, train, trained
 from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
 from tests import runs
@@ -103,6 +104,10 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
     runs.run(runs.config(tiny_data, steps=8, epochs=0.0, job="export"), finished)
     file = finished / "encoder.safetensors"
     assert {"cls_token", "pos_embed", "blocks.1.mlp.fc2.bias"} <= set(load_file(file))
+    with safe_open(file, framework="np") as opened:
+        about = opened.metadata()
+    assert (about["encoder"], about["image_size"], about["input"]) == ("16x2x2/8", "32", "rgb")
+    assert json.loads(about["classes"])["expression"][0] == "neutral"
 
     def started(path):
         config = runs.config(tiny_data, init_from=str(path))
@@ -115,3 +120,26 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
 
     # The tolerance is 0: both hold the very bits of the moving average.
     jax.tree.map(np.testing.assert_array_equal, started(file), started(finished))
+
+
+def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):
+    (tmp_path / "latest").symlink_to(finished / "checkpoints" / "8")
+    folder, why = trained.find(tmp_path / "latest")
+    assert (folder.name, why) == ("8", "as named")
+    (tmp_path / "mine").symlink_to(finished)
+    assert trained.find(tmp_path / "mine")[0] == trained.find(finished)[0]
+    assert trained.recipe_of(tmp_path / "latest").model.encoder == "16x2x2/8"
+
+
+def test_a_pytorch_file_is_told_how_to_convert(finished, tmp_path):
+    changes = {"init_from": str(tmp_path / "mae.pth"), "probe.label": "expression"}
+    changes |= {"data.name": "synthetic", "data.data_dir": "none"}
+    with pytest.raises(UserError, match=r"weights_only=True.*save_file.*encoder\.safetensors"):
+        initial.encoder(probe_of(**changes), {})
+
+
+def test_export_reads_no_data(finished, tiny_data, monkeypatch):
+    monkeypatch.setattr(records, "open_split", None)
+    monkeypatch.setattr(records, "identity", None)
+    config = runs.config("/nowhere", steps=8, epochs=0.0, job="export")
+    runs.run(config, finished)

@@ -1,6 +1,7 @@
 """A recipe's keys are used or refused, and every recipe in configs/ can be built."""
 
 import importlib
+import json
 import pathlib
 
 import jax
@@ -511,3 +512,20 @@ def test_a_binary_task_needs_two_classes():
     config.tasks = {"expression": recipe.task("binary", label="expression")}
     with pytest.raises(UserError, match="has 3 classes, not two; make it a classification task"):
         build.make_tasks(config, Labelled())
+
+
+def test_a_setting_that_a_part_got_later_counts_as_its_default():
+    ours = recipe.flat(tiny.config(8))
+    theirs = {key: value for key, value in ours.items() if key != "tasks.expression.focal"}
+    assert recipe.differences(ours, theirs) == []
+    found = recipe.differences(ours | {"tasks.expression.focal": 2.0}, theirs)
+    assert found == ["tasks.expression.focal: 0.0 → 2.0"]
+
+
+def test_a_recipe_comes_back_from_what_is_kept_of_it():
+    config = tiny.config(8)
+    config.augment.crop_scale, config.pretexts.mae.target_weights = (0.5, 1.0), (1.0, 2.0)
+    kept = json.loads(json.dumps(recipe.flat(config)))
+    assert recipe.leaves(recipe.unflat(kept)) == recipe.leaves(config)
+    with pytest.raises(UserError, match="A later version of hmtl_jax made the recipe: 'new'"):
+        recipe.unflat(kept | {"new": 1})

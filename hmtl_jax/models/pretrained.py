@@ -8,6 +8,7 @@ learned positions on another grid, which are interpolated as timm does it.
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.images import IMAGENET_MEAN, IMAGENET_STD
 from hmtl_jax.models import efficientnet, resnet, vit
 from hmtl_jax.models.conv import split_name
 
@@ -26,6 +28,11 @@ from hmtl_jax.models.conv import split_name
 LEFT = ("head.", "fc.", "fc_norm.", "classifier.", "decoder_", "mask_token")
 POSITIONS = "params/positions_table"
 SHOWN = 20  # names of each kind of fault
+# What wrappers of PyTorch put before the names, and the first tensor of each family.
+PREFIXES = ("module.", "model.", "encoder.", "backbone.")
+FIRST = ("cls_token", "conv1.weight", "conv_stem.weight")
+# The mean and deviation that images were normalised by, where a file wants others than ImageNet's.
+CONSTANTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +152,15 @@ def _table(name: str, learned: bool) -> Table:
     return lookup(tables, split_name(name)[0], "encoder")(name)
 
 
-def load(path: Any, name: str, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def load(
+    path: Any, name: str, abstract: Mapping[str, Any], constants: str = "imagenet"
+) -> tuple[dict[str, Any], list[str]]:
     """A safetensors file → variables of encoder `name`, and the names of the tensors left behind.
+
+    constants: a key of CONSTANTS, by which the file wants its images normalised, where its own
+    metadata (`mean`, `std`) do not say. Ours are ImageNet's: others are folded into the patch
+    embedding of a ViT, exactly; a convolution that pads its images can't take them, and is refused.
+    Prefixes such as `module.` are taken off.
 
     `abstract` has the shapes of the encoder's variables, as `jax.eval_shape` of its init gives
     them. Returns nested dicts of float32 NumPy arrays of the same structure. Learned positions of
@@ -157,13 +171,21 @@ def load(path: Any, name: str, abstract: Mapping[str, Any]) -> tuple[dict[str, A
     has fixed ones.
     """
     ours = _unstacked({key: _hollow(leaf.shape) for key, leaf in _flat(abstract).items()})
-    theirs, table = _read(path), _table(name, POSITIONS in ours)
+    theirs, metadata = _read(path)
+    theirs, beside = _without_prefix(path, theirs)
+    table = _table(name, POSITIONS in ours)
+    if "fc_norm.weight" in theirs and "norm.weight" not in theirs:
+        raise UserError(
+            f"{path} is a ViT that averages its patches before its last norm (fc_norm), as MAE's "
+            "fine-tuning makes it, and ours norms before it averages: take MAE's pretraining file, "
+            "or one fine-tuned with the cls token."
+        )
     positions = theirs.get("pos_embed") if "/" in name else None
     if positions is not None and POSITIONS in ours:
         theirs["pos_embed"] = _on_grid(positions, ours)
     elif positions is not None:
         del theirs["pos_embed"]
-    left = sorted(key for key in theirs if key.startswith(LEFT))
+    left = sorted(beside | {key for key in theirs if key.startswith(LEFT)})
     faults = {
         "missing": [key for key in table if key not in theirs],
         "extra": sorted(theirs.keys() - table.keys() - set(left)),
@@ -181,11 +203,89 @@ def load(path: Any, name: str, abstract: Mapping[str, Any]) -> tuple[dict[str, A
             'set model.positions="learned" to use them.'
         )
     found = {to: layout.inwards(theirs[key]) for key, (to, layout) in table.items()}
+    _fold(path, found, _constants_of(metadata) or CONSTANTS[constants])
     return _nested(_restacked(found, _flat(abstract))), left
 
 
-def save(path: Any, name: str, variables: Mapping[str, Any], *, image_size: int) -> None:
+def _without_prefix(path: Any, theirs: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The tensors of the encoder without what wrappers put before their names, and the others."""
+    starts = {key.removesuffix(first) for key in theirs for first in FIRST if key.endswith(first)}
+    wrapped = re.compile(f"({'|'.join(map(re.escape, PREFIXES))})*")
+    known = sorted(start for start in starts if wrapped.fullmatch(start))
+    if len(known) > 1:
+        raise UserError(
+            f"{path} holds several encoders, {' and '.join(map(repr, known))}; keep one."
+        )
+    prefix = known[0] if known else ""
+    inside = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
+    return inside, {key for key in theirs if not key.startswith(prefix)}
+
+
+def _constants_of(metadata: Mapping[str, str]) -> Any:
+    """Mean and deviation as a file's metadata tell them, or None."""
+    if not {"mean", "std"} <= set(metadata):
+        return None
+    return tuple(tuple(map(float, metadata[key].split(","))) for key in ("mean", "std"))
+
+
+def _fold(path: Any, found: dict[str, np.ndarray], constants: Any) -> None:
+    """Lets the patch embedding read images normalised by our constants where it wants others.
+
+    (x − m') / s' = ((x − m) / s) · s / s' + (m − m') / s': a scale of its kernel and a new bias.
+    """
+    (mean, std), (theirs_mean, theirs_std) = map(np.asarray, CONSTANTS["imagenet"]), constants
+    theirs_mean, theirs_std = np.asarray(theirs_mean), np.asarray(theirs_std)
+    if np.allclose(mean, theirs_mean, atol=1e-3) and np.allclose(std, theirs_std, atol=1e-3):
+        return
+    if "params/embed/kernel" not in found:
+        raise UserError(
+            f"{path} wants images normalised by mean {theirs_mean.tolist()} and deviation "
+            f"{theirs_std.tolist()}, which a convolution that pads them cannot be given; take "
+            "weights for ImageNet's."
+        )
+    kernel = found["params/embed/kernel"].astype(np.float64)
+    patches = len(kernel) // 3  # [p p 3, D], the channel innermost
+    shift = np.tile((mean - theirs_mean) / theirs_std, patches)
+    scale = np.tile(std / theirs_std, patches)
+    bias = found["params/embed/bias"] + shift @ kernel
+    found["params/embed/kernel"] = (kernel * scale[:, None]).astype(np.float32)
+    found["params/embed/bias"] = bias.astype(np.float32)
+
+
+def about(name: str, image_size: int, pool: str, positions: str) -> dict[str, str]:
+    """What a file says of its encoder: how to build it in timm, and how to feed it."""
+    known = {
+        "encoder": name,
+        "image_size": str(image_size),
+        "mean": ",".join(map(str, IMAGENET_MEAN)),
+        "std": ",".join(map(str, IMAGENET_STD)),
+        "resize": "the whole picture squeezed to a square, bilinear with antialiasing",
+    }
+    if "/" not in name:
+        small = name.endswith("-small")
+        model = f"timm.create_model({name!r}, num_classes=0)"
+        return known | {"pool": "mean", "timm": "none: its stem is ours" if small else model}
+    size = vit.parse(name)
+    model = (
+        f"timm.models.VisionTransformer(img_size={image_size}, patch_size={size.patch}, "
+        f"embed_dim={size.dim}, depth={size.depth}, num_heads={size.heads}, num_classes=0, "
+        f"global_pool={'token' if pool == 'cls' else 'avg'!r}, fc_norm=False)"
+    )
+    # fc_norm=False: the last norm comes before the mean, where timm's own default is behind it.
+    return known | {"pool": pool, "fc_norm": "False", "positions": positions, "timm": model}
+
+
+def save(
+    path: Any,
+    name: str,
+    variables: Mapping[str, Any],
+    *,
+    image_size: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Variables of encoder `name` → a safetensors file that timm's `load_state_dict` takes.
+
+    metadata: kept in the file, as `about` tells them.
 
     float32. timm's model must be one without a head (`num_classes=0`), of that `image_size`, which
     fixes the grid of a ViT's fixed positions: they are written as `pos_embed`, as timm knows no
@@ -200,7 +300,7 @@ def save(path: Any, name: str, variables: Mapping[str, Any], *, image_size: int)
     # Its writer takes memory as it lies, whatever the strides.
     tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     try:
-        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"Cannot write the encoder to {path} ({error}).") from error
 
@@ -256,14 +356,15 @@ def _misshaped(
     return wrong
 
 
-def _read(path: Any) -> dict[str, np.ndarray]:
-    """The file's tensors in float32, without the counters of batches, which nothing needs."""
+def _read(path: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The file's tensors in float32, without the counters of batches; and its metadata."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"There is no file {path} to read an encoder from.")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             keys = [key for key in file.keys() if not key.endswith("num_batches_tracked")]  # noqa: SIM118
-            return {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in keys}
+            found = {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in keys}
+            return found, file.metadata() or {}
     except (safetensors.SafetensorError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({error}); convert other formats first."

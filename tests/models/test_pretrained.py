@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from hmtl_jax import images as images_module
 from hmtl_jax.errors import UserError
 from hmtl_jax.models import efficientnet, pretrained, resnet, vit
 from hmtl_jax.patches import patchify
@@ -196,6 +198,86 @@ def test_heads_and_a_decoder_are_left_and_named(saved):
     found, left = pretrained.load(path, VIT, abstract)
     assert left == sorted(names)
     assert_equal(found, variables)
+
+
+def renamed(tensors, rename):
+    changed = {rename(key): tensor for key, tensor in tensors.items()}
+    tensors.clear()
+    tensors.update(changed)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.encoder.", "backbone."])
+@pytest.mark.parametrize("name", [VIT, "resnet18-small"])
+def test_what_wrappers_put_before_names_is_taken_off(saved, prefix, name):
+    path, _, abstract, variables = saved(name)
+    rewritten(path, lambda tensors: renamed(tensors, lambda key: prefix + key))
+    rewritten(path, lambda tensors: tensors.update({"projector.weight": np.zeros(3, np.float32)}))
+    found, left = pretrained.load(path, name, abstract)
+    assert left == ["projector.weight"]
+    assert_equal(found, variables)
+
+
+def test_a_file_of_several_encoders_is_refused(saved):
+    path, _, abstract, _ = saved(VIT)
+
+    def twice(tensors):
+        tensors.update({f"encoder.{key}": tensor for key, tensor in tensors.items()})
+
+    rewritten(path, twice)
+    with pytest.raises(UserError, match=r"holds several encoders, '' and 'encoder\.'"):
+        pretrained.load(path, VIT, abstract)
+
+
+def test_a_file_whose_patches_are_averaged_before_the_norm_is_told_of(saved):
+    path, _, abstract, _ = saved(VIT)
+    rewritten(path, lambda tensors: renamed(tensors, lambda key: key.replace("norm.", "fc_norm.")
+                                            if key.startswith("norm.") else key))  # fmt: skip
+    with pytest.raises(UserError, match=r"averages its patches before its last norm .* take MAE's"):
+        pretrained.load(path, VIT, abstract)
+
+
+@pytest.mark.parametrize("said_by", ["key", "file"])
+def test_other_constants_are_folded_into_the_patch_embedding(saved, said_by):
+    path, model, abstract, variables = saved(VIT)
+    constants = "half"
+    if said_by == "file":
+        tensors = safetensors.numpy.load_file(path)
+        metadata = {"mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
+        safetensors.numpy.save_file(tensors, path, metadata=metadata)
+        constants = "imagenet"
+    found, _ = pretrained.load(path, VIT, abstract, constants)
+    images = jnp.asarray(np.random.default_rng(0).random((2, 16, 16, 3)), jnp.float32)
+    ours = model.apply(found, images_module.normalise(images), train=False)["pooled"]
+    theirs = model.apply(variables, (images - 0.5) / 0.5, train=False)["pooled"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    plain = model.apply(variables, images_module.normalise(images), train=False)["pooled"]
+    assert np.abs(plain - theirs).max() > 0.1
+
+
+def test_a_convolution_that_pads_its_images_refuses_other_constants(saved):
+    path, _, abstract, _ = saved("resnet18-small")
+    with pytest.raises(UserError, match=r"mean \[0\.5, 0\.5, 0\.5\] .* cannot be given"):
+        pretrained.load(path, "resnet18-small", abstract, "half")
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "wanted"),
+    [
+        ("S/16", "cls", "patch_size=16, embed_dim=384, depth=12, num_heads=6, num_classes=0, "
+         "global_pool='token', fc_norm=False)"),
+        ("192x6x3/8", "mean", "patch_size=8, embed_dim=192, depth=6, num_heads=3, num_classes=0, "
+         "global_pool='avg', fc_norm=False)"),
+        ("resnet50", "cls", "timm.create_model('resnet50', num_classes=0)"),
+    ],
+)  # fmt: skip
+def test_a_file_says_how_to_build_and_feed_its_encoder(saved, name, pool, wanted):
+    path, _, _, variables = saved(VIT)
+    metadata = pretrained.about(name, 64, pool, "sincos")
+    pretrained.save(path, VIT, variables, image_size=16, metadata=metadata)
+    with safetensors.safe_open(path, framework="np") as file:
+        kept = file.metadata()
+    assert kept["timm"].endswith(wanted) and kept["image_size"] == "64"
+    assert (kept["mean"], kept["std"]) == ("0.485,0.456,0.406", "0.229,0.224,0.225")
 
 
 def test_counters_of_batches_are_passed_over(saved):
