@@ -5,6 +5,7 @@ import gc
 import json
 import pathlib
 import shutil
+import signal
 import types
 
 import cv2
@@ -256,6 +257,22 @@ def test_a_diverged_run_that_skips_its_steps_says_so(tiny_data, compile_cache, t
     said = "Predictions of the task expression are not finite: the run has diverged"
     with pytest.raises(UserError, match=said):
         runs.run(runs.config(tiny_data, supervised=True, **changes), tmp_path / "run")
+
+
+def test_a_signal_ends_the_report_as_it_ends_any_program(
+    tiny_data, compile_cache, tmp_path, monkeypatch
+):
+    """Everything is saved by then; swallowed, a stop would look like a finished run."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    seen = []
+
+    def report(*arguments):
+        seen.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
+
+    monkeypatch.setattr(evaluate, "report", report)
+    changes = {"steps": 1, "epochs": 0.0, "optim__warmup_epochs": 0.0}
+    runs.run(runs.config(tiny_data, supervised=True, **changes), tmp_path / "run")
+    assert seen == before
 
 
 def test_a_window_of_steps_is_traced(tiny_data, compile_cache, tmp_path):
