@@ -244,7 +244,9 @@ def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> tuple[f
     if not all(done(path, *stage) for path, stage in zip(folders, stages, strict=True)):
         return None
     seconds = sum(json.loads((path / DONE).read_text())["seconds"] for path in folders)
-    (report,) = (folders[-1] / "eval").glob("test-*.json")
+    # The newest, where a cell was evaluated at several steps.
+    reports = (folders[-1] / "eval").glob("test-*.json")
+    report = max(reports, key=lambda path: int(path.stem.rpartition("-")[2]))
     task, metric = table.metric.split("/")
     return json.loads(report.read_text())[task][metric], seconds
 

@@ -59,3 +59,13 @@ def whole_run(tiny_data, compile_cache, tmp_path_factory):
     command = runs.Command(tiny_data, tmp_path_factory.mktemp("whole") / "run", compile_cache)
     assert command.finish() == 0, command.printed
     return command
+
+
+@pytest.fixture(scope="module")
+def images_bhwc(request):
+    """BATCH random images of SIZE pixels, as the test's module says; eight bits a channel."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    shape = (request.module.BATCH, request.module.SIZE, request.module.SIZE, 3)
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, shape) / 255, jnp.float32)

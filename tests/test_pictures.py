@@ -11,19 +11,13 @@ from hmtl_jax.pretext.inpaint import Inpaint
 from hmtl_jax.pretext.mae import Mae
 from hmtl_jax.pretext.puzzle import Puzzle
 from hmtl_jax.pretext.rotation import Rotation
-from tests import reference
+from tests import reference, tiny
 
 BATCH, SIZE, PATCH = 3, 24, 4
 
 
-@pytest.fixture(scope="module")
-def images_bhwc():
-    return jnp.asarray(np.random.default_rng(0).random((BATCH, SIZE, SIZE, 3)), jnp.float32)
-
-
 def seen(pretext, images_bhwc):
-    keys = jax.random.split(jax.random.key(0), BATCH)
-    return jax.device_get(pretext.views(keys, images_bhwc)[0])
+    return jax.device_get(pretext.views(tiny.keys(BATCH), images_bhwc)[0])
 
 
 @pytest.mark.parametrize("drops", [True, False])

@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from hmtl_jax import build, recipe, state, step
+from hmtl_jax.errors import UserError
 from hmtl_jax.models import conv
 
 CLASSES = ("calm", "glad", "grim")
@@ -105,3 +107,16 @@ def first_state(training: step.Training) -> state.TrainState:
 def float64(tree):
     """The same tree as NumPy float64, for tests/reference.py."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def keys(batch: int, seed: int = 0) -> jax.Array:
+    """One random key an example."""
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def refused(call, *arguments, **options) -> str:
+    """What the UserError says that the call ends in: one line."""
+    with pytest.raises(UserError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)

@@ -7,6 +7,7 @@ import simplejpeg
 from hmtl_jax import errors, prepare
 from hmtl_jax.data import records
 from hmtl_jax.data.readers import fairface
+from tests import tiny
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,10 +40,7 @@ def run(source, data_dir, **options):
 
 
 def refusal(source, **options):
-    with pytest.raises(errors.UserError) as caught:
-        run(source, source.parent / "data", **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return tiny.refused(run, source, source.parent / "data", **options)
 
 
 def edit(path, old, new):

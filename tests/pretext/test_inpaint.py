@@ -10,16 +10,11 @@ import pytest
 from hmtl_jax.errors import UserError
 from hmtl_jax.pretext import inpaint
 from hmtl_jax.pretext.inpaint import Inpaint
-from tests import reference
+from tests import reference, tiny
 
 BATCH, SIZE = 4, 20
 MEAN = np.array([0.485, 0.456, 0.406])
 KINDS = ("centre", "rectangles", "tiles")
-
-
-@pytest.fixture(scope="module")
-def images_bhwc():
-    return jnp.asarray(np.random.default_rng(0).random((BATCH, SIZE, SIZE, 3)), jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +23,7 @@ def predicted():
 
 
 def keys(seed=0, batch=BATCH):
-    return jax.random.split(jax.random.key(seed), batch)
+    return tiny.keys(batch, seed)
 
 
 def holes_of(count=200, **settings):

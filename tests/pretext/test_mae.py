@@ -11,19 +11,13 @@ from hmtl_jax import textures
 from hmtl_jax.errors import UserError
 from hmtl_jax.images import normalise
 from hmtl_jax.pretext.mae import Mae
-from tests import reference
+from tests import reference, tiny
 
 BATCH, SIZE, PATCH = 6, 24, 4
 
 
-@pytest.fixture(scope="module")
-def images_bhwc():
-    rng = np.random.default_rng(0)
-    return jnp.asarray(rng.integers(0, 256, (BATCH, SIZE, SIZE, 3)) / 255, jnp.float32)
-
-
 def keys(seed=0, batch=BATCH):
-    return jax.random.split(jax.random.key(seed), batch)
+    return tiny.keys(batch, seed)
 
 
 def only(pairs) -> Any:

@@ -11,18 +11,13 @@ import pytest
 from hmtl_jax.errors import UserError
 from hmtl_jax.pretext import puzzle
 from hmtl_jax.pretext.puzzle import Puzzle, reassemble, shuffle, turn
+from tests import tiny
 
 BATCH, SIZE, PATCH = 6, 24, 4
 
 
-@pytest.fixture(scope="module")
-def images_bhwc():
-    rng = np.random.default_rng(0)
-    return jnp.asarray(rng.random((BATCH, SIZE, SIZE, 3)), jnp.float32)
-
-
 def keys(seed=0, batch=BATCH):
-    return jax.random.split(jax.random.key(seed), batch)
+    return tiny.keys(batch, seed)
 
 
 def tile(image_hwc, place, tiles):

@@ -1,6 +1,5 @@
 """Rotation turns each tile where it lies, and its label undoes the turn."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,18 +7,14 @@ import pytest
 from hmtl_jax.errors import UserError
 from hmtl_jax.pretext.puzzle import turn
 from hmtl_jax.pretext.rotation import Rotation
+from tests import tiny
 from tests.pretext.test_puzzle import tile
 
 BATCH, SIZE, PATCH = 8, 24, 4
 
 
-@pytest.fixture(scope="module")
-def images_bhwc():
-    return jnp.asarray(np.random.default_rng(0).random((BATCH, SIZE, SIZE, 3)), jnp.float32)
-
-
 def keys(seed=0, batch=BATCH):
-    return jax.random.split(jax.random.key(seed), batch)
+    return tiny.keys(batch, seed)
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 4])
