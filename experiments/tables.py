@@ -30,6 +30,7 @@ from scipy import stats
 
 from hmtl_jax import train
 from hmtl_jax.files import write_json
+from hmtl_jax.metrics import names
 
 HERE = pathlib.Path(__file__).parent
 DONE = "seconds.json"  # what a finished stage leaves
@@ -47,7 +48,11 @@ class Table:
     metric: str
     methods: Mapping[str, Sequence[tuple[str, Sequence[str]]]]
     seeds: int = 3
-    percent: bool = True
+
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is a share, or an area that reads as one."""
+        return names.metric(self.metric).unit in ("share", "area")
 
 
 def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -109,7 +114,6 @@ TABLES = {
             "supervised": one(f"synthetic_{task}:supervised", "--config.epochs=3"),
             "mae_rgb_lbp": one(f"synthetic_{task}", "--config.epochs=3"),
         },
-        percent=metric in ("accuracy", "auc"),
     )
     for task, metric in SYNTHETIC.items()
 }

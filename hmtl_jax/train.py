@@ -153,7 +153,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         # Everything is saved: a signal may end the report at once, and the same command makes it.
         preemption.close()
         # The report reads what it needs of the chosen state: it is not to stand beside this one.
-        del current
+        del current, resumed
         evaluate.report(trained.load(folder, mesh), config, mesh)
 
 

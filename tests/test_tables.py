@@ -15,7 +15,6 @@ TABLE = tables.Table(
     "Toy",
     "pose/mae",
     {"plain": tables.one("toy"), "two": [("toy", ()), ("toy:finetune", ())]},
-    percent=False,
 )
 
 

@@ -211,6 +211,8 @@ def test_at_the_end_no_state_stands_beside_what_the_report_reads(
     cfg = runs.config(tiny_data, supervised=True, epochs=0.0, steps=2, optim__warmup_epochs=0.0)
     runs.run(cfg, tmp_path / "run")
     assert held == [before + 16 * 32 * 32 * 3]  # the last batch, and none of the weights
+    runs.run(cfg, tmp_path / "run")  # which has nothing left to train
+    assert held[1:] == [before]
 
 
 def test_other_data_are_evaluated_under_their_own_name(
