@@ -113,11 +113,10 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         for at in range(first + 1, steps + 1):
             profile.before(at)
             waiting = time.monotonic()
-            batch = next(batches)
+            batch = sharding.to_devices(next(batches), mesh)
+            waited = time.monotonic() - waiting
             # Nothing else may cross between host and devices, unseen, at each step.
             with jax.transfer_guard("disallow"):
-                batch = sharding.to_devices(batch, mesh)
-                waited = time.monotonic() - waiting
                 current, metrics = train_step(current, batch)
                 log.keep(at, metrics, waited)
             profile.after(at, metrics)
