@@ -29,6 +29,7 @@ from hmtl_jax.data import pipeline, records
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import synthetic
 from hmtl_jax.errors import UserError
+from hmtl_jax.metrics.names import headlines
 from tests import runs, tiny
 
 pytestmark = pytest.mark.slow
@@ -72,7 +73,7 @@ def test_the_cost_of_fusion_is_that_of_the_second_view(pretext, low, high):
 
 def test_every_kind_of_task_has_a_number_on_the_screen():
     found = {"pose/mae": 4.5, "pose/mae_yaw": 4.0, "affect/ccc": 0.5, "fake/auc": 0.9, "a/ece": 0.1}
-    assert evaluate.shown(found) == "pose/mae 4.5000, affect/ccc 0.5000, fake/auc 0.9000"
+    assert headlines(found) == "pose/mae 4.5000, affect/ccc 0.5000, fake/auc 0.9000"
 
 
 def test_the_workdir_holds_everything(finished):
