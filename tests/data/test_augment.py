@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hmtl_jax.data import augment as aug
 from hmtl_jax.errors import UserError
+from hmtl_jax.images import IMAGENET_MEAN, IMAGENET_STD, denormalise, normalise
 
 AUGMENT = jax.jit(aug.augment, static_argnums=2)
 RESAMPLE = jax.jit(aug.resample, static_argnums=3)
@@ -111,10 +112,10 @@ def test_flip_is_drawn_per_example_with_its_probability():
 
 def test_normalise_is_the_formula_and_denormalise_undoes_it():
     images = TO_FLOAT(pictures(), 40)
-    normal = aug.normalise(images)
-    mean, std = np.float32(aug.IMAGENET_MEAN), np.float32(aug.IMAGENET_STD)
+    normal = normalise(images)
+    mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
     np.testing.assert_allclose(normal, (np.asarray(images) - mean) / std, atol=1e-6)
-    np.testing.assert_allclose(aug.denormalise(normal), images, atol=1e-6)
+    np.testing.assert_allclose(denormalise(normal), images, atol=1e-6)
 
 
 def test_float_images_are_refused():
@@ -156,8 +157,8 @@ def test_erasing_has_its_probability_and_draws_noise_per_pixel():
     views, changed = erased(probability=0.25)
     assert abs(changed.any((1, 2)).mean() - 0.25) < 0.03
     noise = views[changed]
-    np.testing.assert_allclose(noise.mean(0), aug.IMAGENET_MEAN, atol=0.01)
-    np.testing.assert_allclose(noise.std(0), aug.IMAGENET_STD, atol=0.015)
+    np.testing.assert_allclose(noise.mean(0), IMAGENET_MEAN, atol=0.01)
+    np.testing.assert_allclose(noise.std(0), IMAGENET_STD, atol=0.015)
     correlation = np.corrcoef(noise[:-1, 0], noise[1:, 0])[0, 1]
     assert abs(correlation) < 0.02 and abs(np.corrcoef(noise.T)[0, 1]) < 0.02
 

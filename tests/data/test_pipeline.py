@@ -155,7 +155,7 @@ def test_closed_batches_can_go_on():
 def test_training_sees_the_subset_alone(stratify):
     options = {"subset": 0.25, "stratify": stratify, "labels": [], "batch_size": 1}
     batches = train(Records(80), **options)
-    classes = pipeline.column(Records(80), "expression") if stratify else np.zeros(80)
+    classes = pipeline.column(Records(80), "expression") if stratify else np.zeros(80, int)
     expected = subset.subset_indices(classes, 0.25, seed=0).tolist()
     assert batches.num_examples == len(expected)
     assert [sorted(order) for order in epochs(batches, 2)] == [expected, expected]
