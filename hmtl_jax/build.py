@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import optim, pretext, recipe, tasks, weighting
+from hmtl_jax import limits, optim, pretext, recipe, tasks, weighting
 from hmtl_jax.data import augment, pipeline
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models import decoders, encoders, heads, hybrid
@@ -50,6 +50,9 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
             read = settings.get(key, ())
             _check_labels(name, key, (read,) if isinstance(read, str) else read, source)
         with _named("tasks", name, part.kind):
+            # Those that the task translates, such as "balanced", are checked when they are numbers.
+            rows = {key: row for key, row in cls.LIMITS.items() if key not in cls.SETTINGS}
+            limits.check(f"tasks.{name}.", settings, rows)
             made[name] = cls.fitted(settings, data)
             _check_labels(name, key, made[name].labels, source)
             _check_allowed(config, made[name])
@@ -63,6 +66,11 @@ def _check_labels(name: str, key: str, read: Sequence[str], source: Any) -> None
                 f"tasks.{name}.{key} {label!r} is not in the data set; it has "
                 f"{', '.join(sorted(source.labels))}."
             )
+
+
+def labels_of(made_tasks: Mapping) -> list[str]:
+    """What the tasks read of a batch, each label once, in the order of the names."""
+    return sorted({label for task in made_tasks.values() for label in task.labels})
 
 
 def _check_allowed(config: ConfigDict, task: Any) -> None:

@@ -198,15 +198,7 @@ def load_variables(folder: pathlib.Path, mesh: Mesh) -> dict[str, Any]:
     The moving average where the run kept one. Each array goes straight to where `mesh` wants it.
     Raises UserError for a checkpoint that is damaged.
     """
-
-    def placed(shapes):
-        return jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            shapes,
-            sharding.tree_shardings(shapes, mesh),
-        )
-
-    return _load(folder, placed)
+    return _load(folder, lambda shapes: sharding.placed(shapes, mesh))
 
 
 def load_encoder(

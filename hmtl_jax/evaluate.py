@@ -24,12 +24,14 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     """
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        report(trained.load(folder, mesh), config, mesh)
+        found = trained.load(folder, mesh)
+        report(found, config, mesh, eval_step(found.program, mesh))
 
 
-def report(run: trained.Trained, config: ConfigDict, mesh: Mesh) -> None:
+def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, eval_step: Any) -> None:
     """Evaluates the test split that `config.data` names, draws the pictures, and says the result.
 
+    eval_step: of the run's program; the one that training has compiled already, where there is one.
     Leaves eval/SPLIT-STEP.json, or NAME-DIGEST-SPLIT-STEP.json for other data than the run's own.
     """
     split, found, left = config.data.test, {}, []
@@ -38,7 +40,7 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh) -> None:
         identity = records.identity(config.data.data_dir, config.data.name)
         own = identity["digest"] == run.data["digest"]
         source = records.open_split(config.data.data_dir, config.data.name, split)
-        found = of_split(eval_step(run.program, mesh), run.program, run.variables, source, config)
+        found = of_split(eval_step, run.program, run.variables, source, config)
         other = "" if own else f"{identity['name']}-{identity['digest'][:8]}-"
         file = f"eval/{other}{split}-{run.step}.json"
         write(run.run / file, about(run.config, run.step, split, identity) | found)
@@ -70,7 +72,7 @@ def of_split(
     eval_step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
 ) -> dict[str, Any]:
     """The metrics of each task on a split, and how many examples it has; equal on every process."""
-    labels = sorted({label for task in program.tasks.values() for label in task.labels})
+    labels = build.labels_of(program.tasks)
     missing = set(labels) - set(source.labels)
     if missing:
         raise UserError(

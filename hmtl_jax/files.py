@@ -24,6 +24,17 @@ def local(path: str | os.PathLike[str], key: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine, other than this one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object that a JSON file holds; raises UserError for anything else in it."""
     try:

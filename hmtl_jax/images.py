@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What evaluation does to a picture of another size (augment.to_float), in words.
+RESIZE = "the whole picture squeezed to a square, bilinear with antialiasing"
 
 
 def normalise(images_bhwc: jax.Array) -> jax.Array:

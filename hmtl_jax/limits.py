@@ -73,6 +73,11 @@ def open_share(what: str) -> Row:
     return lambda value: is_number(value) and 0 < value < 1, f"{what}, in (0, 1)"
 
 
+def up_to_one(what: str) -> Row:
+    """A number in (0, 1]."""
+    return lambda value: is_number(value) and 0 < value <= 1, what
+
+
 def any_number() -> Row:
     """Any finite number."""
     return is_number, "a finite number"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from hmtl_jax import cluster
+from hmtl_jax import cluster, files
 from hmtl_jax.errors import UserError
 
 FILE = "lock"
@@ -38,8 +38,9 @@ def held(folder: pathlib.Path) -> Iterator[None]:
     if not cluster.lead():
         yield
         return
-    with _opened(folder / FILE) as file:
-        _take(file, folder)
+    file, locked = _opened(folder / FILE)
+    with file:
+        _take(folder, locked)
         _write(file, 0)
         stop = threading.Event()
         beating = threading.Thread(target=_beat, args=(file, stop), daemon=True)
@@ -52,8 +53,11 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             (folder / FILE).unlink(missing_ok=True)  # while it is still ours
 
 
-def _opened(path: pathlib.Path) -> Any:
-    """The file of this name, locked where the file system knows how; UserError if another has."""
+def _opened(path: pathlib.Path) -> tuple[Any, bool]:
+    """The file of this name, and whether it is locked: not where the file system knows no locks.
+
+    Raises UserError if another process has locked it.
+    """
     while True:
         file = path.open("a+")
         try:
@@ -64,21 +68,21 @@ def _opened(path: pathlib.Path) -> Any:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _in_use(path.parent, holder) from None
             if error.errno in NO_LOCKS:
-                return path.open("a+")
+                return path.open("a+"), False
             raise
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
+                return file, True
         file.close()  # its holder removed it between our opening and our locking
 
 
-def _take(file: Any, folder: pathlib.Path) -> None:
+def _take(folder: pathlib.Path, locked: bool) -> None:
     """Refuses a living holder whom the system's lock did not show."""
     holder = _holder(folder / FILE)
     if holder is None:
         return
     if holder.host == socket.gethostname():
-        if _alive(holder) and not _locks(file):
+        if not locked and files.is_alive(holder.pid):
             raise _in_use(folder, holder)
         return
     cluster.say(f"{folder} was in use on {holder.host}; waiting whether that run still lives")
@@ -87,15 +91,6 @@ def _take(file: Any, folder: pathlib.Path) -> None:
         now = _holder(folder / FILE)
         if now != holder:
             raise _in_use(folder, now or holder)
-
-
-def _locks(file: Any) -> bool:
-    """Whether this file system knows locks; that we hold one already changes nothing."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +108,6 @@ def _holder(path: pathlib.Path) -> Holder | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Holder(**json.loads(path.read_text()))
     return None
-
-
-def _alive(holder: Holder) -> bool:
-    """Whether a process of that number runs on this machine, other than this one."""
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return holder.pid != os.getpid()
 
 
 def _beat(file: Any, stop: threading.Event) -> None:

@@ -89,9 +89,8 @@ def prepare(
     order = sorted(survey.splits, key=is_trained_on)
     pass_ = _Pass(survey.labels, metadata, track, max_pixels, leave_out_bad, last=order[-1])
     splits = {split: pass_.examples(split, survey.splits[split]) for split in order}
-    records.write(data_dir, name, reader.version, survey.labels, splits, metadata)
-    if pass_.bad:
-        (final / BAD).write_text("".join(f"{line}\n" for line in pass_.bad))
+    lists = {BAD: pass_.bad}
+    records.write(data_dir, name, reader.version, survey.labels, splits, metadata, lists)
     _report(final, survey.labels)
     return final
 

@@ -60,8 +60,11 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     sharding.check_batch(config.batch_size, 1, mesh)
     with jax.set_mesh(mesh):
         splits = {
-            name: {part: encoded(encoder, theirs, of, labels, mesh) for part, of in source.items()}
-            for name, encoder in encoders(theirs, mesh).items()
+            name: {
+                part: encoded(encode, variables, theirs, of, labels, mesh)
+                for part, of in source.items()
+            }
+            for name, (encode, variables) in encoders(theirs, mesh).items()
         }
     if cluster.lead():
         for label in labels:
@@ -117,29 +120,34 @@ def check_labels(labels: Sequence[str], source: Any) -> None:
             )
 
 
-def encoders(config: ConfigDict, mesh: Mesh) -> dict[str, tuple[Program, Any]]:
-    """The encoder of `init_from`, and a random one of its shape: each a program and variables."""
+def encoders(config: ConfigDict, mesh: Mesh) -> dict[str, tuple[Any, Any]]:
+    """The encoder of `init_from`, and a random one of its shape: each compiled, and its variables.
+
+    Compiled here, once for all splits.
+    """
     alone = build.encoder_alone(config)
     drawn = state.init_variables(alone, mesh)
     if config.init_from.endswith(".safetensors"):
         ours = {part: tree["encoder"] for part, tree in drawn.items()}
         found = initial.encoder(config, ours)
-        given = alone, {part: {"encoder": tree} for part, tree in found.items()}
+        program, variables = alone, {part: {"encoder": tree} for part, tree in found.items()}
     else:
         run = trained.load(files.local(config.init_from, "init_from"), mesh)
-        given = run.program, run.variables
-    return {"trained": given, "random": (alone, drawn)}
+        program, variables = run.program, run.variables
+
+    def compiled(of: Program) -> Any:
+        return build.jitted(infer.encode_step, of, out_shardings=sharding.replicated(mesh))
+
+    return {"trained": (compiled(program), variables), "random": (compiled(alone), drawn)}
 
 
 def encoded(
-    encoder: tuple[Program, Any], config: ConfigDict, source: Any, labels: Sequence[str], mesh: Mesh
+    encode: Any, variables: Any, config: ConfigDict, source: Any, labels: Sequence[str], mesh: Mesh
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Features and labels of a split under an encoder.
 
     Of the split for training `data.subset` is read, the same share of each class.
     """
-    program, variables = encoder
-    encode = build.jitted(infer.encode_step, program, out_shardings=sharding.replicated(mesh))
     loading = build.loading(config, labels, config.batch_size)
     found, known = features(encode, variables, pipeline.eval_batches(source, **loading), mesh)
     if source.split == config.data.train and config.data.subset < 1:

@@ -28,7 +28,7 @@ LIMITS = {
     ),
     "data.image_size": limits.whole(1),
     "data.decode_size": limits.whole(0, instead="as data.image_size"),
-    "data.subset": (lambda v: limits.is_number(v) and 0 < v <= 1, "a share in (0, 1]"),
+    "data.subset": limits.up_to_one("a share in (0, 1]"),
     "data.threads": limits.whole(1),
     "data.workers": limits.whole(0, instead="threads alone"),
     "model.drop_path": limits.share(),
@@ -39,10 +39,7 @@ LIMITS = {
     "optim.weight_decay": limits.number(0),
     "optim.b1": limits.share("a decay"),
     "optim.b2": limits.share("a decay"),
-    "optim.layer_decay": (
-        lambda v: limits.is_number(v) and 0 < v <= 1,
-        "a factor in (0, 1]; 1 is without",
-    ),
+    "optim.layer_decay": limits.up_to_one("a factor in (0, 1]; 1 is without"),
     "optim.clip": limits.number(0, what="a norm, 0 for never,"),
     "optim.accumulate": limits.whole(1),
     "optim.ema": limits.share("a decay"),
@@ -61,12 +58,9 @@ PART_LIMITS = {
 def check(config: ConfigDict) -> None:
     """Raises UserError for a value that no run could use, before anything is opened or written."""
     check_keys(config)
-    known = recipe.flat(recipe.defaults())
-    values = {key: value for key, value in recipe.leaves(config).items() if key in known}
-    limits.check("", values, LIMITS)
-    limits.check(
-        "augment.", config.augment, {k: v for k, v in augment.LIMITS.items() if k != recipe.SIZE}
-    )
+    limits.check("", recipe.leaves(config), LIMITS)
+    sized = {recipe.SIZE: config.data.image_size, **config.augment}
+    limits.check("augment.", sized, augment.LIMITS)
     limits.check("weighting.", config.weighting, weighting.LIMITS)
     for section in ("tasks", "pretexts"):
         for name, part in config[section].items():

@@ -89,6 +89,15 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def placed(shapes: Any, mesh: Mesh) -> Any:
+    """A tree of shapes with the shardings that the table gives them, without their memory."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """On every device."""
     return NamedSharding(mesh, PartitionSpec())

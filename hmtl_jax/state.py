@@ -75,12 +75,7 @@ def create(training: Any) -> TrainState:
 
 def abstract(training: Any, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without its memory."""
-    shapes = jax.eval_shape(lambda: create(training))
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        sharding.tree_shardings(shapes, mesh),
-    )
+    return sharding.placed(jax.eval_shape(lambda: create(training)), mesh)
 
 
 def create_sharded(training: Any, shapes: TrainState) -> TrainState:

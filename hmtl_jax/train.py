@@ -153,7 +153,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         preemption.close()
         # The report reads what it needs of the chosen state: it is not to stand beside this one.
         del current, resumed
-        evaluate.report(trained.load(folder, mesh), config, mesh)
+        evaluate.report(trained.load(folder, mesh), config, mesh, eval_step)
 
 
 def open_splits(config: ConfigDict) -> dict[str, records.Source]:
@@ -179,10 +179,9 @@ def train_batches(
     config: ConfigDict, source: records.Source, tasks: Mapping[str, Any]
 ) -> pipeline.TrainBatches:
     """The endless batches that the recipe asks for, with the labels that its tasks read."""
-    labels = sorted({label for task in tasks.values() for label in task.labels})
     return pipeline.train_batches(
         source,
-        **build.loading(config, labels, config.batch_size),
+        **build.loading(config, build.labels_of(tasks), config.batch_size),
         workers=config.data.workers,  # evaluations are too short to start any
         seed=config.seed,
         subset=config.data.subset,

@@ -39,7 +39,8 @@ def load(path: pathlib.Path, mesh: Mesh) -> Trained:
     UserError for a path that is no run, or one of an earlier version, and for a damaged checkpoint.
     """
     folder, why = find(path)
-    run, config = workdir.run_of(folder), recipe_of(folder)
+    run = workdir.run_of(folder)
+    config = recipe_of(run)
     made_tasks = tasks_from_json(workdir.read(run, workdir.TASKS))
     return Trained(
         run=run,

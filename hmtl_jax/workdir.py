@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, whether it can take the run, and what it says of itself."""
 
-import json
 import pathlib
 import shutil
 import subprocess
@@ -60,8 +59,7 @@ def check_recipe(
 
     free: keys that may differ beside those of recipe.FREE.
     """
-    ours = json.loads(json.dumps(recipe.flat(config)))
-    found = recipe.differences(ours, json.loads(json.dumps(kept)), free)
+    found = recipe.differences(recipe.flat(config), kept, free)
     if found:
         raise UserError(
             f"{where} belongs to another recipe; these keys differ: {'; '.join(found)}. "
@@ -163,7 +161,7 @@ def preprocessing(config: ConfigDict) -> dict[str, Any]:
         "channels": "RGB",
         "image_size": size,
         "decode_size": config.data.decode_size or size,
-        "resize": "the whole picture squeezed to a square, bilinear with antialiasing",
+        "resize": images.RESIZE,
         "scale": [0.0, 1.0],
         "input": config.model.input,
         "mean": list(images.IMAGENET_MEAN),

@@ -40,7 +40,7 @@ def decode(encoded: bytes, size: int | None = None, max_pixels: int | None = Non
         shrinks, bicubic along one that grows); None leaves the picture's own size.
       max_pixels: a picture whose header tells more is refused before it is decoded; None: any.
 
-    A JPEG that lacks its end marker, or bytes behind its last row of pixels, is read as if whole.
+    A JPEG that lacks its end marker alone, or has zeros in its place, is read as if whole.
 
     Raises:
       UserError: bytes that are damaged, cut short or no picture; pixels that are no integers; a

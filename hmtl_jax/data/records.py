@@ -16,7 +16,7 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -40,6 +40,7 @@ def write(
     labels: Mapping[str, Label],
     splits: Mapping[str, Iterable[Mapping[str, Any]]],
     metadata: dict[str, Any],
+    lists: Mapping[str, Sequence[str]] | None = None,
 ) -> pathlib.Path:
     """Writes a set at `data_dir/name/version` and returns that folder.
 
@@ -55,6 +56,8 @@ def write(
       metadata: what JSON can hold. It is read after the last example, so the iterables may still
         fill it; `files` (bytes by file name), `class_names` and `digest` (of all examples, equal
         wherever and whenever they are written) are added.
+      lists: lines by the name of a text file beside the records; read when metadata are, and left
+        out where there are none.
 
     Raises:
       UserError: a split has no example, a name that TFDS does not take, or `data_dir` cannot be
@@ -71,6 +74,9 @@ def write(
         raise errors.UserError(f"Cannot write in data_dir {data_dir}: {error.strerror}.") from error
     try:
         _write_folder(partial, name, version, labels, splits, metadata)
+        for file, lines in (lists or {}).items():
+            if lines:
+                (partial / file).write_text("".join(f"{line}\n" for line in lines))
         _swap(partial, final)
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
         raise errors.UserError(f"Writing {final} failed: {error}.") from error
@@ -96,18 +102,8 @@ def check_names(name: str, splits: Iterable[str], labels: Iterable[str]) -> None
 
 def _remove_leftovers(parent: pathlib.Path) -> None:
     for folder in parent.glob(f".*.partial-{socket.gethostname()}-*"):
-        if not _is_alive(int(folder.name.removesuffix("-old").rpartition("-")[2])):
+        if not files.is_alive(int(folder.name.removesuffix("-old").rpartition("-")[2])):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
 
 
 def _write_folder(folder, name, version, labels, splits, metadata) -> None:

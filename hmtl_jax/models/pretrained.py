@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.images import IMAGENET_MEAN, IMAGENET_STD
+from hmtl_jax.images import IMAGENET_MEAN, IMAGENET_STD, RESIZE
 from hmtl_jax.models import efficientnet, resnet, vit
 from hmtl_jax.models.conv import split_name
 
@@ -259,7 +259,7 @@ def about(name: str, image_size: int, pool: str, positions: str) -> dict[str, st
         "image_size": str(image_size),
         "mean": ",".join(map(str, IMAGENET_MEAN)),
         "std": ",".join(map(str, IMAGENET_STD)),
-        "resize": "the whole picture squeezed to a square, bilinear with antialiasing",
+        "resize": RESIZE,
     }
     if "/" not in name:
         small = name.endswith("-small")

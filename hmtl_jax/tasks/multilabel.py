@@ -50,7 +50,6 @@ class Multilabel:
     @classmethod
     def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Multilabel":
         """With the attributes' names in the data, and the weights that its counts give."""
-        limits.check("tasks.multilabel.", settings, {"labels": cls.LIMITS["labels"]})
         names = data.entries(settings["labels"])
         key = "tasks.multilabel.positive_weights"
         weights = given_weights(key, settings["positive_weights"], len(names))

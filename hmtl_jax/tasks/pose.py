@@ -60,7 +60,6 @@ class Pose:
     @classmethod
     def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Pose":
         """With the angles' names in the data."""
-        limits.check("tasks.pose.", settings, {"labels": cls.LIMITS["labels"]})
         return cls(**{**settings, "names": data.entries(settings["labels"])})
 
     @property

@@ -56,7 +56,6 @@ class Regression:
     @classmethod
     def fitted(cls, settings: Mapping[str, Any], data: Data) -> "Regression":
         """With the numbers' names in the data."""
-        limits.check("tasks.regression.", settings, {"labels": cls.LIMITS["labels"]})
         return cls(**{**settings, "names": data.entries(settings["labels"])})
 
     @property

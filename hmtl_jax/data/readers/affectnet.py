@@ -152,8 +152,9 @@ class AffectNet:
             labels = self._labels(expression, valence, arousal, where, left_out)
             if labels is None:
                 continue
-            file = f"{name}.jpg" if f"{name}.jpg" in images else f"{name}.JPG"
-            path = f"{folder}/images/{file if file in images else f'{name}.jpg'}"
+            path = f"{folder}/images/{name}.jpg"
+            if f"{name}.jpg" not in images:
+                path = tree.find(path) or path
             if self.landmarks:
                 labels["landmarks"] = _npy(tree, f"{stem}_lnd.npy", 136).reshape(68, 2)
                 labels["landmarks"] *= self._scale(max(_size(tree.read(path), where)))

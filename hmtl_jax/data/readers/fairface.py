@@ -100,13 +100,14 @@ def _rows(tree: Tree, path: str, left_out: collections.Counter) -> Iterator[Row]
         where, file = f"{path}, line {line}", cells["file"].strip().replace("\\", "/")
         if not file:
             raise errors.UserError(f"{where}: the file has no name.")
-        found = next((name for place in places if (name := tree.find(place + file))), file)
-        places = [found[: len(found) - len(file)]] if tree.exists(found) else places
+        found = next((name for place in places if (name := tree.find(place + file))), None)
+        if found:
+            places = [found[: len(found) - len(file)]]
         if file in seen:
             left_out["rows of a name seen before"] += 1
             continue
         seen.add(file)
-        image = functools.partial(tree.read, found)
+        image = functools.partial(tree.read, found or file)
         yield Row(file.rpartition(".")[0], _labels(cells, where), image, where)
 
 
