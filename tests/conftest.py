@@ -8,6 +8,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+# Compiling is most of what tests cost, and optimising most of that: half of their time. What bounds
+# the last bits is run with it too, by .ci/run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # The flags above must stand before the first import of JAX.
 import jax
 import pytest

@@ -29,6 +29,7 @@ def probe_of(**changes):
     return config.lock()
 
 
+@pytest.mark.slow
 def test_a_probe_reports_the_run_beside_a_random_encoder(finished, tmp_path):
     printed = runs.run(probe_of(init_from=str(finished)), tmp_path / "probe")
     found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())

@@ -76,6 +76,7 @@ def test_the_loss_compares_features_of_the_imported_network_and_does_not_train_i
     np.testing.assert_allclose(metrics["loss/inpaint/perceptual"], wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_file_once_and_goes_on_without_it(tiny_data, compile_cache, tmp_path, file):
     config = runs.config(
         tiny_data, steps=4, epochs=0.0, checkpoint__every=2, checkpoint__keep=9,

@@ -66,7 +66,7 @@ def three_steps(training, name):
     return Done(metrics, current, compiled.as_text())
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp"])
+@pytest.mark.parametrize("name", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])
 def test_devices_change_neither_metrics_nor_parameters(training, run, name):
     one, many = run("one"), run(name)
     for wanted, found in zip(one.metrics, many.metrics, strict=True):
@@ -120,7 +120,14 @@ def test_views_that_share_a_call_stay_on_their_devices():
     assert not re.search(r"all-gather|all-to-all|collective-permute|\[(80|160),", text)
 
 
-@pytest.mark.parametrize("weighting", ["dwa", "gradnorm", "uncertainty"])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        "dwa",
+        pytest.param("gradnorm", marks=pytest.mark.slow),
+        pytest.param("uncertainty", marks=pytest.mark.slow),
+    ],
+)
 def test_devices_change_neither_batch_statistics_nor_what_a_weighting_learns(weighting):
     """Statistics of every view and micro-batch, and a task that one batch of two lacks."""
     config = tiny.config(ROWS, name="sgd", lr=0.1, ema=0.9, accumulate=2)

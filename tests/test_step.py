@@ -344,7 +344,12 @@ def test_one_stream_trains_the_task_on_the_pretexts_view_alone():
 
 
 @pytest.mark.parametrize(
-    ("stream", "accumulate"), [("siamese", 1), ("siamese", 2), ("one_stream", 2)]
+    ("stream", "accumulate"),
+    [
+        ("siamese", 1),
+        pytest.param("siamese", 2, marks=pytest.mark.slow),
+        pytest.param("one_stream", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulate):
     sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
@@ -416,7 +421,7 @@ def alone(before):
     return {name: losses_alone(before, name) for name in ("expression", "mae")}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["geometric", "gradnorm", "pcgrad", "uncertainty", "dwa"])
 def test_each_weighting_combines_the_gradients_by_its_formula(name, accumulate, before, alone):
     config = config_of(accumulate=accumulate)
