@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax import limits
-from hmtl_jax.data import mixing
+from hmtl_jax.data import geometry, mixing
 from hmtl_jax.data.colour import color_jitter
 from hmtl_jax.data.mixing import mix_target
 from hmtl_jax.data.randaugment import MAX_MAGNITUDE, randaugment
@@ -38,6 +38,10 @@ LIMITS = {
     "crop_scale": limits.pair(0, 1, "two fractions of the area, low to high"),
     "crop_ratio": limits.pair(0, math.inf, "two numbers over 0, low to high"),
     "flip": limits.number(0, 1, "a probability"),
+    "rotation": limits.number(0, 180, "degrees"),
+    "shear": limits.number(0, 1, "a slope"),
+    "zoom": limits.share("a part of the side"),
+    "shift": limits.share("a part of the side"),
     "color_jitter": (
         lambda s: len(s) == 4 and all(map(limits.is_number, s)) and min(s) >= 0 and s[3] <= 0.5,
         "brightness, contrast, saturation of 0 or more, and hue from 0 to 0.5",
@@ -67,6 +71,9 @@ class Augment:
     crop_scale: range of the crop's area as a fraction of the image's; (1, 1) is off.
     crop_ratio: range of the crop's width / height, log-uniform; unread while the crop is off.
     flip: probability of a horizontal flip.
+    rotation, shear, zoom, shift: how far the crop is moved at most, each way: degrees; columns a
+    row; the part of its side by which the crop grows or shrinks; and by which it moves, on either
+    axis. Each is drawn uniformly. They and the crop are one resampling.
     color_jitter: strengths of brightness, contrast, saturation (0 or more) and hue (0 to 0.5).
     randaugment: (n, m): n operations of magnitude m, 0 to 10; timm's `rand-m9-inc1` is (2, 9).
     randaugment_geometric: False leaves out rotation, shear and shift, for labels that they falsify.
@@ -79,6 +86,10 @@ class Augment:
     crop_scale: tuple[float, float] = (1.0, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
+    rotation: float = 0.0
+    shear: float = 0.0
+    zoom: float = 0.0
+    shift: float = 0.0
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     randaugment: tuple[int, float] = (0, 0.0)
     randaugment_geometric: bool = True
@@ -93,9 +104,20 @@ class Augment:
                 object.__setattr__(self, field.name, tuple(value))
         limits.check("augment.", vars(self), LIMITS)
 
+    @property
+    def slants(self) -> bool:
+        """Whether a picture may be turned or sheared, which falsifies some labels."""
+        drawn = self.randaugment[0] and self.randaugment_geometric
+        return bool(self.rotation or self.shear or drawn)
+
+    @property
+    def moves(self) -> bool:
+        """Whether a crop is moved, beside being cut out."""
+        return bool(self.rotation or self.shear or self.zoom or self.shift)
+
 
 def augment(rng: jax.Array, images_bhwc: jax.Array, cfg: Augment) -> tuple[jax.Array, jax.Array]:
-    """Draws one view of each image: crop and flip, RandAugment, colour jitter, erasing, so ordered.
+    """Draws one view of each image: crop, flip and movement, RandAugment, colour jitter, erasing.
 
     rng: one key. images_bhwc: uint8 [B, H, W, 3], RGB, of any H and W.
     Returns (float32 [B, S, S, 3] in [0, 1], bool [B]: which examples were flipped). Tasks read the
@@ -106,11 +128,19 @@ def augment(rng: jax.Array, images_bhwc: jax.Array, cfg: Augment) -> tuple[jax.A
     keys = jax.vmap(lambda key: jax.random.split(key, 5))(jax.random.split(rng, batch))
     flip_keys, crop_keys, rand_keys, jitter_keys, erase_keys = (keys[:, part] for part in range(5))
     flipped = jax.vmap(lambda key: jax.random.uniform(key) < cfg.flip)(flip_keys)
-    if cfg.crop_scale != (1.0, 1.0):
+    boxes = jnp.array([[0.0, 0.0, height, width]], jnp.float32)
+    cropped = cfg.crop_scale != (1.0, 1.0)
+    if cropped:
         draw = functools.partial(
             crop_box, size=(height, width), scale=cfg.crop_scale, ratio=cfg.crop_ratio
         )
-        images = resample(images_bhwc, jax.vmap(draw)(crop_keys), flipped, cfg.image_size)
+        boxes = jax.vmap(draw)(crop_keys)
+    if cfg.moves:
+        moving = jax.vmap(lambda key: geometry.draw(jax.random.fold_in(key, 1), cfg))(crop_keys)
+        boxes = jnp.broadcast_to(boxes, (batch, 4))
+        images = moved(images_bhwc, boxes, flipped, moving, cfg)
+    elif cropped:
+        images = resample(images_bhwc, boxes, flipped, cfg.image_size)
     else:
         images = to_float(images_bhwc, cfg.image_size)
         if cfg.flip:
@@ -201,6 +231,22 @@ def resample(
     x = jnp.matmul(rows_bsh[:, None], x.reshape(batch, channels, height, size), precision=EXACT)
     # Weights sum to 1 only up to rounding.
     return jnp.minimum(x, 1.0).transpose(0, 2, 3, 1)
+
+
+def moved(
+    images_bhwc: jax.Array,
+    boxes_b4: jax.Array,
+    flipped_b: jax.Array,
+    moving: geometry.Movement,
+    cfg: Augment,
+) -> jax.Array:
+    """Resamples a moved box of each image: uint8 [B, H, W, 3] in, float32 in [0, 1] out."""
+    largest_box = max(images_bhwc.shape[1:3]) * cfg.crop_scale[1] ** 0.5 * (1 + cfg.zoom)
+    shrink = largest_box / cfg.image_size
+    sample = functools.partial(
+        geometry.sample, size=cfg.image_size, samples=geometry.samples_a_side(shrink)
+    )
+    return jax.vmap(sample)(_unit(images_bhwc), boxes_b4, flipped_b, moving)
 
 
 def erase(rng: jax.Array, image_hwc: jax.Array, probability: float) -> jax.Array:

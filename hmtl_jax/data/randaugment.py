@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmtl_jax.data import colour
+from hmtl_jax.data.geometry import INSIDE, bilinear
 
 APPLY_PROBABILITY = 0.5
 MAX_MAGNITUDE = 10.0
-# Indices here are inside by construction; without the promise each gather also masks and fills.
-INSIDE = "promise_in_bounds"
 
 
 def randaugment(
@@ -191,24 +190,7 @@ def warp(image_hwc: jax.Array, matrix: jax.Array, fill: tuple[float, float, floa
     x = jnp.arange(width, dtype=jnp.float32)[None] - centre_x
     source_y = matrix[0, 0] * y + matrix[0, 1] * x + (matrix[0, 2] * half + (centre_y + 1))
     source_x = matrix[1, 0] * y + matrix[1, 1] * x + (matrix[1, 2] * half + (centre_x + 1))
-    return _bilinear(padded_hwc, source_y, source_x)
-
-
-def _bilinear(image_hwc: jax.Array, y_hw: jax.Array, x_hw: jax.Array) -> jax.Array:
-    """The image at real coordinates, clamped to its outermost pixels."""
-    height, width, channels = image_hwc.shape
-    y_hw, x_hw = jnp.clip(y_hw, 0.0, height - 1.0), jnp.clip(x_hw, 0.0, width - 1.0)
-    top_hw = jnp.minimum(jnp.floor(y_hw), height - 2)
-    left_hw = jnp.minimum(jnp.floor(x_hw), width - 2)
-    down_hw1, right_hw1 = (y_hw - top_hw)[..., None], (x_hw - left_hw)[..., None]
-    index_hw = (top_hw * width + left_hw).astype(jnp.int32)
-    flat_nc = image_hwc.reshape(-1, channels)
-    upper, upper_right, lower, lower_right = (
-        flat_nc.at[index_hw + offset].get(mode=INSIDE) for offset in (0, 1, width, width + 1)
-    )
-    upper = upper + right_hw1 * (upper_right - upper)
-    lower = lower + right_hw1 * (lower_right - lower)
-    return upper + down_hw1 * (lower - upper)
+    return bilinear(padded_hwc, source_y, source_x)
 
 
 # Each: (counts_c256 of the image's codes, level = magnitude / 10, sign ±1) -> float32 [3, 256], the
