@@ -2,8 +2,13 @@
 
 So imported weights give the outputs that they gave there. Parameters and statistics are f32, the
 convolutions run in `dtype`.
+
+On a CPU, XLA computes a convolution and its pull-back to the images near the processor's peak, if
+they are f32, and the gradient of the kernel at a tenth of that. There it is written as k² products,
+one for each place in the kernel (benchmarks/RESULTS.md). All else takes XLA's own, everywhere.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax.errors import UserError
-from hmtl_jax.models.layers import Dtype
+from hmtl_jax.models.layers import Dtype, at_least_f32
+
+MOST_PLACES = 3  # a side; with more of them XLA's own form is the faster one
 
 
 def he_fan_out(groups: int) -> Any:
@@ -25,17 +32,102 @@ def he_fan_out(groups: int) -> Any:
     return init
 
 
-def conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str, groups: int = 1) -> Any:
-    """A k x k convolution without bias, padded by (k - 1) // 2 on every side.
+def _own(x_bhwc: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    """XLA's convolution, padded by (k - 1) // 2 on every side.
 
-    XLA's "SAME" would pad a stride of 2 on the right and below alone.
+    Its "SAME" would pad a stride of 2 on the right and below alone.
     """
-    pad = (kernel - 1) // 2
-    return nn.Conv(
-        features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)),
-        feature_group_count=groups, use_bias=False, dtype=dtype, kernel_init=he_fan_out(groups),
-        name=name,
-    )  # fmt: skip
+    pads = [((side - 1) // 2, (side - 1) // 2) for side in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x_bhwc,
+        kernel,
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _in_f32(function: Any) -> Any:
+    """`function` of arrays computed in f32, its result in the dtype of the first."""
+
+    def wrapped(first: jax.Array, *others: jax.Array) -> jax.Array:
+        wide = (array.astype(at_least_f32(array.dtype)) for array in (first, *others))
+        return function(*wide).astype(first.dtype)
+
+    return wrapped
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x_bhwc: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    """x [B, H, W, C] with a kernel [k, k, C / groups, F] of its dtype, in that dtype.
+
+    No forward-mode derivatives, and none of the backward pass.
+    """
+    own = functools.partial(_own, stride=stride, groups=groups)
+    return jax.lax.platform_dependent(x_bhwc, kernel, cpu=_in_f32(own), default=own)
+
+
+def _convolve_forward(x_bhwc, kernel, stride, groups):
+    return convolve(x_bhwc, kernel, stride, groups), (x_bhwc, kernel)
+
+
+def _convolve_backward(stride, groups, kept, dy_bhwf):
+    x_bhwc, kernel = kept
+    own = functools.partial(_own, stride=stride, groups=groups)
+
+    def of_images(dy, kernel):
+        return jax.linear_transpose(lambda x: own(x, kernel), x_bhwc.astype(dy.dtype))(dy)[0]
+
+    def of_kernel(dy, x):
+        return jax.linear_transpose(lambda k: own(x, k), kernel.astype(dy.dtype))(dy)[0]
+
+    def by_place(dy, x):
+        """The kernel's gradient, a product of rows for each of its places."""
+        (height, width), channels = kernel.shape[:2], x.shape[-1]
+        x = jnp.pad(x, ((0, 0), *(((side - 1) // 2,) * 2 for side in (height, width)), (0, 0)))
+        rows, columns = (stride * (side - 1) + 1 for side in dy.shape[1:3])
+        dy_nf = dy.reshape(-1, dy.shape[-1])
+        places = [
+            x[:, i : i + rows : stride, j : j + columns : stride].reshape(-1, channels).T @ dy_nf
+            for i in range(height)
+            for j in range(width)
+        ]
+        return jnp.stack(places).reshape(kernel.shape)
+
+    few = groups == 1 and kernel.shape[0] <= MOST_PLACES
+    on_cpu = _in_f32(by_place if few else of_kernel)
+    dx = jax.lax.platform_dependent(dy_bhwf, kernel, cpu=_in_f32(of_images), default=of_images)
+    dkernel = jax.lax.platform_dependent(dy_bhwf, x_bhwc, cpu=on_cpu, default=of_kernel)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+class Conv(nn.Module):
+    """A k x k convolution without bias, padded by (k - 1) // 2 on every side, in `dtype`.
+
+    Its parameter is f32: kernel [k, k, in / groups, features], drawn as in He 2015.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x_bhwc.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", he_fan_out(self.groups), shape, jnp.float32)
+        x_bhwc, kernel = x_bhwc.astype(self.dtype), kernel.astype(self.dtype)
+        return convolve(x_bhwc, kernel, self.stride, self.groups)
+
+
+def conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str, groups: int = 1) -> Conv:
+    """A convolution named `name`; to be called in a module."""
+    return Conv(features, kernel, stride, groups, dtype, name=name)
 
 
 def batch_norm(

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.models import efficientnet, resnet, vit
+from hmtl_jax.models import cnn, efficientnet, resnet, vit
 from hmtl_jax.models.conv import check_image, split_name
 
 
@@ -60,7 +60,7 @@ def of_convolutions(name: str, module: Any) -> Encoder:
 
 
 # Module of each name without its `-small`; a name with a slash is a ViT's.
-CONVOLUTIONAL = {name: module for module in (resnet, efficientnet) for name in module.SIZES}
+CONVOLUTIONAL = {name: module for module in (cnn, resnet, efficientnet) for name in module.SIZES}
 
 
 def parse(name: str) -> Encoder:

@@ -10,10 +10,11 @@ import pytest
 from scipy import signal
 
 from hmtl_jax import sharding
-from hmtl_jax.models import conv, efficientnet, resnet
+from hmtl_jax.models import cnn, conv, efficientnet, resnet
 from tests import tiny
 
 ENCODERS = {
+    "cnn": cnn.CNN(8, 0.1),
     "resnet": resnet.ResNet((1, 1), True, True),
     "efficientnet": efficientnet.EfficientNet(0.1, 0.1, True),
 }
@@ -30,6 +31,44 @@ class Layer(nn.Module):
     def __call__(self, x, *, train):
         x = conv.conv(6, self.kernel, self.stride, jnp.float32, "conv", self.groups)(x)
         return x, conv.batch_norm(x, jnp.float32, train=train, name="norm")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "side"),
+    [
+        (3, 1, 1, 12),
+        (3, 2, 1, 12),
+        (3, 2, 1, 9),
+        (1, 2, 1, 8),
+        (5, 1, 1, 8),
+        (7, 2, 1, 16),
+        (3, 1, 4, 8),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_convolution_and_its_gradients_are_those_of_xla(kernel, stride, groups, side, dtype):
+    rng = np.random.default_rng(kernel * 10 + stride)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    x, weights = draw(4, side, side, 8), draw(kernel, kernel, 8 // groups, 12)
+
+    def xlas(x, weights):
+        pad = ((kernel - 1) // 2,) * 2
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, weights, (stride, stride), (pad, pad), dimension_numbers=numbers,
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    ours, pull = jax.vjp(lambda *given: conv.convolve(*given, stride, groups), x, weights)
+    wide = (x.astype(jnp.float32), weights.astype(jnp.float32))
+    theirs, their_pull = jax.vjp(xlas, *wide)
+    dy = draw(*ours.shape)
+    exact = (theirs, *their_pull(dy.astype(jnp.float32)))
+    bits = 2.0**-7 if dtype == jnp.bfloat16 else 1e-5
+    for found, wanted in zip((ours, *pull(dy)), exact, strict=True):
+        assert found.dtype == dtype
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(found.astype(jnp.float32) / scale, wanted / scale, atol=bits)
 
 
 def images_of(rows=16, side=16, channels=3):

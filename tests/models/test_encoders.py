@@ -27,7 +27,9 @@ def config_of(encoder, **pretexts):
     return config
 
 
-@pytest.mark.parametrize("encoder", ["16x2x2/8", "resnet18-small", "efficientnet_b0-small"])
+@pytest.mark.parametrize(
+    "encoder", ["16x2x2/8", "resnet18-small", "efficientnet_b0-small", "cnn24"]
+)
 def test_every_encoder_trains_with_every_pretext_and_keeps_the_states_form(encoder):
     training = tiny.training(config_of(encoder, **PRETEXTS))
     old = jax.eval_shape(lambda: state.create(training))
@@ -49,6 +51,7 @@ def test_every_encoder_trains_with_every_pretext_and_keeps_the_states_form(encod
         ("resnet50", 32, False),
         ("resnet101-small", 8, False),
         ("efficientnet_b2", 32, False),
+        ("cnn32", 8, False),
     ],
 )
 def test_what_a_pretext_must_know_of_an_encoder(name, patch, drops):
