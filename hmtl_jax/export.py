@@ -37,8 +37,15 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
             "classes": json.dumps(classes_of(found.program.tasks)),
             **{key: value for key, value in workdir.versions().items() if key in SAID},
         }
-        pretrained.save(path, name, jax.device_get(gathered), image_size=size, metadata=metadata)
-    beside = ", but timm has no stem for small images" if name.endswith("-small") else ""
-    cluster.say(
-        f"the {name} of step {found.step} ({found.why}) is in {path}, in timm's naming{beside}"
-    )
+        pretrained.save(
+            path,
+            name,
+            jax.device_get(gathered),
+            image_size=size,
+            positions=model.positions,
+            metadata=metadata,
+        )
+        beside = ", but timm has no such network" if metadata["timm"].startswith("none") else ""
+        cluster.say(
+            f"the {name} of step {found.step} ({found.why}) is in {path}, in timm's naming{beside}"
+        )

@@ -39,16 +39,27 @@ def encoder(config: ConfigDict, ours: Mapping[str, Any]) -> dict[str, Any]:
         )
     if path.endswith(".safetensors"):
         name, constants = config.model.encoder, config.init_constants
-        found, left = pretrained.load(files.local(path, "init_from"), name, ours, constants)
+        file, positions = files.local(path, "init_from"), config.model.positions
+        found, left = pretrained.load(file, name, ours, constants, positions)
         found = jax.tree.map(_put_like, found, ours)
         taken, left = f"{count(found['params']):,} parameters", ", ".join(left)
     else:
         folder, _ = trained.find(files.local(path, "init_from"))
+        _check_positions(config, path, trained.recipe_of(folder))
         found, taken, left = checkpoint.load_encoder(folder, ours)
         taken, left = checkpoint.grouped(taken), checkpoint.grouped(left)
     say(f"init_from {path}: took {taken}")
     say(f"init_from {path}: left {left or 'nothing'}")
     return found
+
+
+def _check_positions(config: ConfigDict, path: str, theirs: ConfigDict) -> None:
+    ours, made = config.model.positions, theirs.model.positions
+    if "/" in config.model.encoder and ours != made:
+        raise UserError(
+            f"init_from {path} was trained with model.positions {made!r}, and the recipe has "
+            f"{ours!r}; set model.positions to {made!r}."
+        )
 
 
 def networks(pretexts: Mapping[str, Any], current: TrainState) -> TrainState:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from hmtl_jax import limits, recipe, textures, weighting
 from hmtl_jax.data import augment
 from hmtl_jax.errors import UserError, suggestion
-from hmtl_jax.models import heads
+from hmtl_jax.models import heads, vit
 
 DTYPES = ("float32", "bfloat16")
 
@@ -126,7 +126,7 @@ def _check_choices(config: ConfigDict) -> None:
         "model.fusion": ("", *heads.FUSIONS),
         "model.input": ("rgb", *textures.TEXTURES),
         "model.pool": ("cls", "mean"),
-        "model.positions": ("sincos", "learned"),
+        "model.positions": (*vit.FIXED, "learned"),
         "model.dtype": DTYPES,
     }
     values = recipe.flat(config)

@@ -6,11 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models.layers import Dense, LayerNorm, gelu
-from hmtl_jax.models.vit import Blocks, sincos_positions
+from hmtl_jax.models.vit import FIXED, Blocks, with_cls
 from hmtl_jax.patches import unpatchify
 from hmtl_jax.view import View
 
@@ -21,7 +20,7 @@ class TokenDecoder(nn.Module):
     """MAE's decoder: embeds the kept tokens, puts mask tokens in the gaps, predicts every patch.
 
     outputs: (name, values a patch, numbers a value); returns {name: float32 [B, N, values ×
-    numbers]} in raster order.
+    numbers]} in raster order. positions: a key of vit.FIXED.
     """
 
     dim: int
@@ -29,6 +28,7 @@ class TokenDecoder(nn.Module):
     heads: int
     grid: int
     outputs: tuple[tuple[str, int, int], ...]
+    positions: str = "sincos"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -47,9 +47,8 @@ class TokenDecoder(nn.Module):
         # Mapped over examples, so that on a sharded batch no device asks for another's tokens.
         full_bnd = jax.vmap(put)(full_bnd, view.keep, x_bnd[:, 1:])
         x_bnd = jnp.concatenate([x_bnd[:, :1], full_bnd], axis=1)
-        table = sincos_positions(self.grid, self.grid, self.dim)
-        table = np.concatenate([np.zeros((1, self.dim), np.float32), table])[None]
-        x_bnd = x_bnd + jnp.asarray(table, self.dtype)
+        table = with_cls(self.positions, self.grid, self.grid, self.dim)
+        x_bnd = x_bnd + jnp.asarray(table[None], self.dtype)
         x_bnd, _ = Blocks(self.depth, self.dim, self.heads, dtype=self.dtype, name="blocks")(
             x_bnd, train
         )
@@ -156,7 +155,12 @@ DECODERS = {
 }
 
 
-def build(spec: dict, dtype: Any) -> nn.Module:
-    """Builds the decoder that a pretext's `decoder_spec()` asks for."""
+def build(spec: dict, dtype: Any, positions: str = "sincos") -> nn.Module:
+    """Builds the decoder that a pretext's `decoder_spec()` asks for.
+
+    positions: the encoder's. A decoder of tokens has the same, or MAE's where they are learned.
+    """
     spec = dict(spec)
+    if spec["kind"] == "tokens" and positions in FIXED:
+        spec["positions"] = positions
     return lookup(DECODERS, spec.pop("kind"), "decoder")(**spec, dtype=dtype)

@@ -21,7 +21,7 @@ from flax import traverse_util
 
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.images import IMAGENET_MEAN, IMAGENET_STD, RESIZE
-from hmtl_jax.models import efficientnet, resnet, vit
+from hmtl_jax.models import cnn, efficientnet, resnet, vit
 from hmtl_jax.models.conv import split_name
 
 # Heads of timm's models, and the decoder of the MAE authors' pretraining model.
@@ -30,7 +30,7 @@ POSITIONS = "params/positions_table"
 SHOWN = 20  # names of each kind of fault
 # What wrappers of PyTorch put before the names, and the first tensor of each family.
 PREFIXES = ("module.", "model.", "encoder.", "backbone.")
-FIRST = ("cls_token", "conv1.weight", "conv_stem.weight")
+FIRST = ("cls_token", "conv1.weight", "conv_stem.weight", "stem.weight")
 # The mean and deviation that images were normalised by, where a file wants others than ImageNet's.
 CONSTANTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
 
@@ -144,23 +144,41 @@ def efficientnet_table(name: str) -> Table:
     return table | _normed_conv("conv_head", "bn2", "last", "last_norm")
 
 
+def cnn_table(name: str) -> Table:
+    """Every tensor of our `cnn*`, under our own names: no other program has them."""
+    table: Table = {}
+    for stage in range(cnn.STAGES):
+        first = f"stage{stage + 1}_block0" if stage else "stem"
+        table |= _normed_conv(first, f"{first}_norm", first, f"{first}_norm")
+        for i in (1, 2):
+            block = f"stage{stage + 1}_block1"
+            parts = f"{block}.conv{i}", f"{block}.norm{i}", f"{block}/conv{i}", f"{block}/norm{i}"
+            table |= _normed_conv(*parts)
+    return table
+
+
 def _table(name: str, learned: bool) -> Table:
     if "/" in name:
         return vit_table(name, learned)
-    tables = dict.fromkeys(resnet.SIZES, resnet_table)
+    tables = dict.fromkeys(resnet.SIZES, resnet_table) | dict.fromkeys(cnn.SIZES, cnn_table)
     tables |= dict.fromkeys(efficientnet.SIZES, efficientnet_table)
     return lookup(tables, split_name(name)[0], "encoder")(name)
 
 
 def load(
-    path: Any, name: str, abstract: Mapping[str, Any], constants: str = "imagenet"
+    path: Any,
+    name: str,
+    abstract: Mapping[str, Any],
+    constants: str = "imagenet",
+    positions: str = "sincos",
 ) -> tuple[dict[str, Any], list[str]]:
     """A safetensors file → variables of encoder `name`, and the names of the tensors left behind.
 
     constants: a key of CONSTANTS, by which the file wants its images normalised, where its own
     metadata (`mean`, `std`) do not say. Ours are ImageNet's: others are folded into the patch
     embedding of a ViT, exactly; a convolution that pads its images can't take them, and is refused.
-    Prefixes such as `module.` are taken off.
+    Prefixes such as `module.` are taken off. positions: which fixed ones a ViT has that has no
+    learned ones; the file must have the same.
 
     `abstract` has the shapes of the encoder's variables, as `jax.eval_shape` of its init gives
     them. Returns nested dicts of float32 NumPy arrays of the same structure. Learned positions of
@@ -180,10 +198,10 @@ def load(
             "fine-tuning makes it, and ours norms before it averages: take MAE's pretraining file, "
             "or one fine-tuned with the cls token."
         )
-    positions = theirs.get("pos_embed") if "/" in name else None
-    if positions is not None and POSITIONS in ours:
-        theirs["pos_embed"] = _on_grid(positions, ours)
-    elif positions is not None:
+    given = theirs.get("pos_embed") if "/" in name else None
+    if given is not None and POSITIONS in ours:
+        theirs["pos_embed"] = _on_grid(given, ours)
+    elif given is not None:
         del theirs["pos_embed"]
     left = sorted(beside | {key for key in theirs if key.startswith(LEFT)})
     faults = {
@@ -197,9 +215,9 @@ def load(
             f"{path} does not fit the encoder {name!r}: {_listed(faults)}; "
             "choose the encoder that the file was made for."
         )
-    if positions is not None and POSITIONS not in ours and not _is_fixed(positions):
+    if given is not None and POSITIONS not in ours and not _is_fixed(given, positions):
         raise UserError(
-            f"{path} holds positions other than the fixed ones in pos_embed; "
+            f"{path} holds positions other than the fixed ones, {positions!r}, in pos_embed; "
             'set model.positions="learned" to use them.'
         )
     found = {to: layout.inwards(theirs[key]) for key, (to, layout) in table.items()}
@@ -262,9 +280,10 @@ def about(name: str, image_size: int, pool: str, positions: str) -> dict[str, st
         "resize": RESIZE,
     }
     if "/" not in name:
-        small = name.endswith("-small")
+        ours = "none: the network is ours" if name in cnn.SIZES else "none: its stem is ours"
         model = f"timm.create_model({name!r}, num_classes=0)"
-        return known | {"pool": "mean", "timm": "none: its stem is ours" if small else model}
+        own = name in cnn.SIZES or name.endswith("-small")
+        return known | {"pool": "mean", "timm": ours if own else model}
     size = vit.parse(name)
     model = (
         f"timm.models.VisionTransformer(img_size={image_size}, patch_size={size.patch}, "
@@ -281,6 +300,7 @@ def save(
     variables: Mapping[str, Any],
     *,
     image_size: int,
+    positions: str = "sincos",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Variables of encoder `name` → a safetensors file that timm's `load_state_dict` takes.
@@ -288,7 +308,7 @@ def save(
     metadata: kept in the file, as `about` tells them.
 
     float32. timm's model must be one without a head (`num_classes=0`), of that `image_size`, which
-    fixes the grid of a ViT's fixed positions: they are written as `pos_embed`, as timm knows no
+    fixes the grid of a ViT's fixed `positions`: they are written as `pos_embed`, as timm knows no
     others. Raises UserError if the file cannot be written.
     """
     ours = _unstacked({key: np.asarray(leaf, np.float32) for key, leaf in _flat(variables).items()})
@@ -296,19 +316,14 @@ def save(
     tensors = {key: layout.outwards(ours[to]) for key, (to, layout) in table.items()}
     if "/" in name and "pos_embed" not in table:
         size = vit.parse(name)
-        tensors["pos_embed"] = fixed_positions(vit.grid_of(image_size, size.patch), size.dim)
+        grid = vit.grid_of(image_size, size.patch)
+        tensors["pos_embed"] = vit.with_cls(positions, grid, grid, size.dim)[None]
     # Its writer takes memory as it lies, whatever the strides.
     tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     try:
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"Cannot write the encoder to {path} ({error}).") from error
-
-
-def fixed_positions(grid: int, dim: int) -> np.ndarray:
-    """The fixed positions of a square grid as timm's `pos_embed`: float32 [1, 1 + grid², dim]."""
-    table = vit.sincos_positions(grid, grid, dim)
-    return np.concatenate([np.zeros((1, dim), np.float32), table])[None]
 
 
 def resampled(positions_1nd: np.ndarray, grid: int) -> np.ndarray:
@@ -335,13 +350,14 @@ def _on_grid(positions: np.ndarray, ours: Mapping[str, Any]) -> np.ndarray:
     return resampled(positions, math.isqrt(len(ours[POSITIONS]) - 1)) if fits else positions
 
 
-def _is_fixed(positions: np.ndarray) -> bool:
-    """Whether they are the sine and cosine of their grid."""
-    if not _is_table(positions):
+def _is_fixed(given: np.ndarray, positions: str) -> bool:
+    """Whether they are the fixed ones of their grid, by name."""
+    if not _is_table(given):
         return False
-    fixed = fixed_positions(math.isqrt(positions.shape[1] - 1), positions.shape[2])
-    # A hundredth is more than rounding to bf16 takes them apart.
-    return bool(np.abs(positions - fixed).max() <= 0.01)
+    grid = math.isqrt(given.shape[1] - 1)
+    fixed = vit.with_cls(positions, grid, grid, given.shape[2])[None]
+    # A hundredth of the largest is more than rounding to bf16 takes them apart.
+    return bool(np.abs(given - fixed).max() <= 0.01 * max(1.0, np.abs(fixed).max()))
 
 
 def _misshaped(

@@ -45,6 +45,30 @@ def sincos_positions(grid_h: int, grid_w: int, dim: int) -> np.ndarray:
     return np.concatenate([code(columns), code(rows)], axis=1).astype(np.float32)
 
 
+def centred_positions(grid_h: int, grid_w: int, dim: int) -> np.ndarray:
+    """sincos_positions less their mean over the grid, at their old root mean square (ours).
+
+    float32 [grid_h * grid_w, dim]; zeros for a grid of one place. On a 6 x 6 grid 89 % of the
+    energy of MAE's table is a vector that all places share, and what tells them apart is a tenth of
+    a token's content; here it is as large.
+    """
+    table = sincos_positions(grid_h, grid_w, dim).astype(np.float64)
+    centred = table - table.mean(0)
+    energy = np.square(centred).mean()
+    scale = np.sqrt(np.square(table).mean() / energy) if len(table) > 1 else 0.0
+    return (centred * scale).astype(np.float32)
+
+
+# Those that are computed for any grid; `learned` ones are parameters.
+FIXED = {"sincos": sincos_positions, "centred": centred_positions}
+
+
+def with_cls(positions: str, grid_h: int, grid_w: int, dim: int) -> np.ndarray:
+    """Fixed positions below a row of zeros for the cls token: float32 [1 + grid_h grid_w, dim]."""
+    table = FIXED[positions](grid_h, grid_w, dim)
+    return np.concatenate([np.zeros((1, dim), np.float32), table])
+
+
 def grid_of(image_size: int, patch: int) -> int:
     """Patches along one side of a square image; raises UserError if they don't fit."""
     if image_size % patch:
@@ -178,8 +202,7 @@ class ViT(nn.Module):
         if self.positions == "learned":
             shape = (1 + grid_h * grid_w, self.dim)
             return self.param("positions_table", nn.initializers.normal(0.02), shape, jnp.float32)
-        table = sincos_positions(grid_h, grid_w, self.dim)
-        return jnp.asarray(np.concatenate([np.zeros((1, self.dim), np.float32), table]))
+        return jnp.asarray(with_cls(self.positions, grid_h, grid_w, self.dim))
 
 
 def pooled(tokens_bnd: jax.Array, pool: str) -> jax.Array:

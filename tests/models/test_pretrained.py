@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from hmtl_jax import images as images_module
 from hmtl_jax.errors import UserError
-from hmtl_jax.models import efficientnet, pretrained, resnet, vit
+from hmtl_jax.models import efficientnet, encoders, pretrained, resnet, vit
 from hmtl_jax.patches import patchify
 from tests import tiny
 
@@ -24,7 +24,7 @@ def make(name, **settings):
     if "/" in name:
         size = vit.parse(name)
         return vit.ViT(size.patch, size.dim, size.depth, size.heads, **settings)
-    return (resnet if "resnet" in name else efficientnet).make(name)
+    return encoders.CONVOLUTIONAL[name.removesuffix("-small")].make(name)
 
 
 def abstract_of(model, size=32):
@@ -54,7 +54,8 @@ def saved(tmp_path):
         abstract = abstract_of(model, image_size)
         variables = jax.tree_util.tree_map_with_path(positive, tiny.random_like(abstract))
         path = tmp_path / "encoder.safetensors"
-        pretrained.save(path, name, variables, image_size=image_size)
+        positions = settings.get("positions", "sincos")
+        pretrained.save(path, name, variables, image_size=image_size, positions=positions)
         return path, model, abstract, variables
 
     return write
@@ -66,6 +67,8 @@ def saved(tmp_path):
         (VIT, {}),
         (VIT, {"positions": "learned"}),
         (VIT, {"scan": True}),
+        (VIT, {"positions": "centred"}),
+        ("cnn24", {}),
         ("resnet18-small", {}),
         ("resnet50", {"image_size": 32}),
         ("efficientnet_b0", {"image_size": 32}),
@@ -73,7 +76,8 @@ def saved(tmp_path):
 )
 def test_a_round_trip_is_exact(saved, name, settings):
     path, _, abstract, variables = saved(name, **settings)
-    found, left = pretrained.load(path, name, abstract)
+    positions = settings.get("positions", "sincos")
+    found, left = pretrained.load(path, name, abstract, positions=positions)
     assert left == []
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
     assert_equal(found, variables)
@@ -354,6 +358,13 @@ def test_learned_positions_do_not_go_into_an_encoder_with_fixed_ones(saved):
         pretrained.load(path, VIT, abstract_of(make(VIT), 16))
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("sincos", "centred"), ("centred", "sincos")])
+def test_fixed_positions_of_one_kind_do_not_go_into_an_encoder_of_another(saved, theirs, ours):
+    path, *_ = saved(VIT, positions=theirs)
+    with pytest.raises(UserError, match=f"other than the fixed ones, '{ours}', in pos_embed"):
+        pretrained.load(path, VIT, abstract_of(make(VIT), 16), positions=ours)
+
+
 def test_fixed_positions_of_any_grid_are_recognised(saved):
     path, _, _, variables = saved(VIT)
     found, _ = pretrained.load(path, VIT, abstract_of(make(VIT), 32))
@@ -378,7 +389,7 @@ def test_files_that_are_not_there_or_not_safetensors_are_refused(saved, tmp_path
 
 
 def test_unknown_encoders_list_the_known(tmp_path):
-    with pytest.raises(UserError, match="Unknown encoder 'vgg'; known: efficientnet_b0"):
+    with pytest.raises(UserError, match=r"Unknown encoder 'vgg'; known: cnn24, .* efficientnet_b0"):
         pretrained.save(tmp_path / "x", "vgg", {}, image_size=16)
 
 

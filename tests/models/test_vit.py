@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hmtl_jax.errors import UserError
-from hmtl_jax.models import vit
+from hmtl_jax.models import decoders, vit
 from hmtl_jax.models.layers import DropPath
 from tests import reference, tiny
 
@@ -86,6 +86,30 @@ def test_sincos_table_is_its_definition(grid_h, grid_w, dim):
     found = vit.sincos_positions(grid_h, grid_w, dim)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, reference.sincos(grid_h, grid_w, dim), atol=1e-6)
+
+
+@pytest.mark.parametrize(("grid_h", "grid_w", "dim"), [(3, 5, 16), (6, 6, 192), (14, 14, 384)])
+def test_centred_positions_share_nothing_and_weigh_what_sincos_weighs(grid_h, grid_w, dim):
+    found, old = (
+        vit.centred_positions(grid_h, grid_w, dim),
+        vit.sincos_positions(grid_h, grid_w, dim),
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.mean(0, dtype=np.float64), 0.0, atol=1e-6)
+    np.testing.assert_allclose(np.square(found).mean(), np.square(old).mean(), rtol=1e-5)
+    # They are the old ones, less what these share, on another scale.
+    rest = old - old.mean(0)
+    np.testing.assert_allclose(found / np.abs(found).max(), rest / np.abs(rest).max(), atol=1e-4)
+
+
+def test_one_place_needs_no_position():
+    assert not vit.centred_positions(1, 1, 8).any()
+
+
+def test_encoder_and_decoder_have_the_same_fixed_positions():
+    spec = {"kind": "tokens", "dim": 8, "depth": 1, "heads": 2, "grid": 2, "outputs": ()}
+    assert decoders.build(spec, jnp.float32, "centred").positions == "centred"
+    assert decoders.build(spec, jnp.float32, "learned").positions == "sincos"
 
 
 def test_tokens_equal_the_reference(params, whole):
