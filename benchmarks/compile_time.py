@@ -35,23 +35,24 @@ class Faces:
     """Stands for any of the data sets: labels of every kind, and no pictures."""
 
     labels = (
-        "age_group", "arousal", "attributes", "expression", "fake", "gender", "pose", "race",
-        "valence",
+        "age_group", "arousal", "attributes", "expression", "expression_soft", "fake", "gender",
+        "pose", "race", "valence",
     )  # fmt: skip
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
+        shares = {"expression_soft": np.full(8, 1 / 8, np.float32)}
         vectors = {"attributes": np.zeros(40, np.int32), "pose": np.zeros(3, np.float32)}
         classes = {label: np.int32(0) for label in self.labels if self.class_names(label)}
         numbers = {label: np.float32(0) for label in ("arousal", "valence")}
-        return numbers | classes | vectors | {"image": b"", "key": str(index)}
+        return numbers | classes | vectors | shares | {"image": b"", "key": str(index)}
 
     def class_names(self, label):
         """The names of a label's classes or entries."""
-        if label == "fake":
-            return ("real", "fake")
+        if label in ("fake", "expression_soft"):
+            return ("real", "fake") if label == "fake" else None
         names = {"attributes": tuple(f"a{i}" for i in range(40)), "pose": ("yaw", "pitch", "roll")}
         return names.get(label, None if label in ("valence", "arousal") else tuple("abcdefgh"))
 

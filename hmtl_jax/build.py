@@ -32,6 +32,10 @@ class TrainingData:
         """Names of a label's classes; empty where it is no class label."""
         return tuple(self.source.class_names(label) or ())
 
+    def has(self, label: str) -> bool:
+        """Whether the examples have this label."""
+        return label in self.source.labels
+
     def entries(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Names of the columns that these labels make side by side."""
         return tuple(pipeline.entry_names(self.source, labels))
@@ -75,11 +79,10 @@ def labels_of(made_tasks: Mapping) -> list[str]:
 
 def _check_allowed(config: ConfigDict, task: Any) -> None:
     """Raises UserError where the recipe does what falsifies the task's labels or its loss."""
-    turned = config.augment.randaugment[0] and config.augment.randaugment_geometric
-    if turned and not task.bears_warps:
+    if make_augment(config).slants and not task.bears_warps:
         raise UserError(
-            "RandAugment turns and shears pictures, which falsifies its label; set "
-            "augment.randaugment_geometric to False."
+            "turned and sheared pictures falsify its label; set augment.rotation and augment.shear "
+            "to 0, and augment.randaugment_geometric to False."
         )
     if config.optim.accumulate > 1 and task.couples_rows:
         raise UserError(
@@ -168,7 +171,7 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
         encoder=encoder.make(model, dtype),
         heads={name: head(task) for name, task in made_tasks.items()},
         decoders={
-            name: decoders.build(pretext.decoder_spec(), dtype)
+            name: decoders.build(pretext.decoder_spec(), dtype, model.positions)
             for name, pretext in made_pretexts.items()
         },
         reads=dict.fromkeys(made_tasks, reads[config.stream]),
@@ -183,7 +186,7 @@ def _check_sizes(config: ConfigDict, made_pretexts: Mapping) -> None:
         if others and "/" in config.model.encoder and config.model.positions == "learned":
             raise UserError(
                 f"pretexts.{name}.sizes holds {sorted(others)}, which learned positions do not "
-                "fit; set model.positions to 'sincos'."
+                "fit; set model.positions to 'sincos' or 'centred'."
             )
 
 
@@ -228,7 +231,7 @@ def training(config: ConfigDict, made_tasks: Mapping, examples: int) -> Training
     return Training(
         program=program(config, made_tasks),
         weighting=make_weighting(config, steps, per_epoch),
-        augment=augment.Augment(image_size=config.data.image_size, **config.augment),
+        augment=make_augment(config),
         tx=optim.make_optimizer(config.optim, schedule),
         schedule=schedule,
         accumulate=config.optim.accumulate,
@@ -236,6 +239,11 @@ def training(config: ConfigDict, made_tasks: Mapping, examples: int) -> Training
         freeze=config.optim.freeze,
         skip_nonfinite=config.nonfinite == "skip",
     )
+
+
+def make_augment(config: ConfigDict) -> augment.Augment:
+    """The recipe's augmentation, for its image size."""
+    return augment.Augment(image_size=config.data.image_size, **config.augment)
 
 
 def encoder_alone(config: ConfigDict) -> Program:

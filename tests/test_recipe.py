@@ -441,14 +441,29 @@ def test_angles_are_not_mixed():
         build.make_tasks(config, Labelled())
 
 
-def test_a_pose_is_not_turned_by_augmentation():
+@pytest.mark.parametrize("key", ["randaugment", "rotation", "shear"])
+def test_a_pose_is_not_turned_by_augmentation(key):
     config = tiny.config(8)
     config.tasks = {"pose": recipe.task("pose", labels=("pose",))}
-    config.augment.randaugment = (2, 9)
-    with pytest.raises(UserError, match=r"tasks\.pose: RandAugment turns .* to False"):
+    config.augment.zoom = config.augment.shift = 0.2
+    build.make_tasks(config, Labelled())
+    config.augment[key] = (2, 9) if key == "randaugment" else 0.5
+    with pytest.raises(
+        UserError, match=r"tasks\.pose: turned .* augment\.rotation and .* to False"
+    ):
         build.make_tasks(config, Labelled())
     config.augment.randaugment_geometric = False
+    config.augment.rotation = config.augment.shear = 0.0
     build.make_tasks(config, Labelled())
+
+
+def test_votes_are_asked_only_of_a_set_that_has_some():
+    config = tiny.config(8)
+    config.tasks.expression.soft = True
+    source = tiny.Source()
+    source.labels = ("expression",)
+    with pytest.raises(UserError, match=r"tasks\.expression\.soft reads expression_soft, .* False"):
+        build.make_tasks(config, source)
 
 
 def test_a_perceptual_loss_needs_the_moving_average():

@@ -64,6 +64,11 @@ class Classification:
             raise UserError(
                 f"tasks.classification.label {label!r} is not a class label in this data set."
             )
+        if settings["soft"] and not data.has(f"{label}_soft"):
+            raise UserError(
+                f"tasks.classification.soft reads {label}_soft, the shares of votes, which the "
+                "data set has not; set it to False."
+            )
         key = "tasks.classification.class_weights"
         weights = given_weights(key, settings["class_weights"], len(classes))
         if weights is None:

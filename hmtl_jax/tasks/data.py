@@ -16,6 +16,10 @@ class Data(Protocol):
         """Names of a label's classes; empty where it is no class label."""
         ...
 
+    def has(self, label: str) -> bool:
+        """Whether the examples have this label."""
+        ...
+
     def entries(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Names of the columns that these labels make side by side."""
         ...
