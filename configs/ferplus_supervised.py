@@ -1,15 +1,15 @@
-"""FER+, eight expressions by majority vote: supervised only, a small ViT for 48 px.
+"""FER+, eight expressions from the votes of ten people: supervised only, from scratch at 48 px.
 
-Paper: labels and protocol are those of Barsoum 2016. Encoder, schedule and augmentation are ours.
+Paper: labels and protocol are those of Barsoum 2016: trained on the distribution of votes,
+evaluated on the majority. Encoder, schedule and augmentation are ours.
 
     python -m hmtl_jax.prepare ferplus --source ferplus.zip --data_dir data
     python -m hmtl_jax.main --config=configs/ferplus_supervised.py:cpu --workdir=runs/ferplus_sl
 
-Expected: `:cpu` 70.9 % on test (ours, docs/results; 20 % of the labels: experiments/). Barsoum 2016
-reports 84.99 % for a VGG13 from scratch, trained on the distribution of votes. The form for a GPU
-has not been run to its end here.
+Expected: a published separable CNN of 0.17 million parameters has 87.60 ± 1.15 %, measured on the
+same test; a VGG13 84.99 (Barsoum 2016). Ours stands in experiments/README.md.
 
-`:cpu` is a smaller encoder that trains for about an hour on two cores.
+`:cpu` is a small CNN that trains for about an hour and a half on two cores.
 """
 
 from hmtl_jax import recipe
@@ -19,24 +19,29 @@ def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     (cpu,) = recipe.arguments(arg, "cpu")
     config = recipe.defaults()
-    config.batch_size = 64 if cpu else 256
-    config.epochs = 30.0 if cpu else 300.0
-    config.log_every = 100 if cpu else 50
+    config.batch_size = 128
+    config.epochs = 40.0 if cpu else 200.0
+    config.log_every = 50
 
     config.data.name = "ferplus"
     config.data.image_size = 48
-    config.augment.crop_scale = (0.6, 1.0) if cpu else (0.4, 1.0)
     config.augment.flip = 0.5
-    config.augment.erasing = 0.0 if cpu else 0.25
+    config.augment.rotation = 20.0
+    config.augment.shear = 0.15
+    config.augment.zoom = 0.2
+    config.augment.shift = 0.12
+    config.augment.color_jitter = (0.25, 0.25, 0.0, 0.0)
 
-    config.model.encoder = "192x6x3/8" if cpu else "384x12x6/4"
-    config.model.pool = "mean"  # learns faster than a cls token in short runs
-    config.model.drop_path = 0.0 if cpu else 0.1
+    config.model.encoder = "cnn32" if cpu else "resnet18-small"
+    if cpu:
+        config.model.dtype = "float32"
+    config.model.head_dropout = 0.2
 
-    config.tasks.expression = recipe.task("classification", label="expression", label_smoothing=0.1)
-    config.optim.lr = 3e-4  # at 1e-3 the plain supervised run stays on its first plateau
-    config.optim.warmup_epochs = 1.0 if cpu else 10.0
+    config.tasks.expression = recipe.task("classification", label="expression", soft=True)
+    config.optim.lr = 4e-3
+    config.optim.warmup_epochs = 2.0
+    config.optim.weight_decay = 0.05
     config.optim.clip = 1.0
-    config.optim.ema = 0.998 if cpu else 0.9998
+    config.optim.ema = 0.998
     config.checkpoint.best = "expression/accuracy"
     return config

@@ -36,7 +36,7 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, eval_step: Any)
     """
     split, found, left = config.data.test, {}, []
     own = True
-    if split and run.program.tasks:
+    if split:
         identity = records.identity(config.data.data_dir, config.data.name)
         own = identity["digest"] == run.data["digest"]
         source = records.open_split(config.data.data_dir, config.data.name, split)
@@ -85,11 +85,11 @@ def of_split(
     found = predictions(eval_step, variables, batches, mesh)
     examples = len(found["labels"]["index"])
     counted = {"examples": examples, "skipped_images": len(source) - examples}
-    return counted | metrics(program.tasks, found)
+    return counted | metrics(program.tasks, found) | skills(found.get("errors", {}))
 
 
 def predictions(eval_step: Any, variables: Any, batches: Iterable, mesh: Mesh) -> dict[str, dict]:
-    """All valid rows of a split: `predictions` and `labels` by name, NumPy [N, …].
+    """All valid rows of a split: `predictions`, `labels` and `errors` by name, NumPy [N, …].
 
     The same on every process: eval_step must return replicated arrays.
     """
@@ -116,6 +116,17 @@ def metrics(tasks: Mapping[str, Any], found: Mapping[str, Mapping]) -> dict[str,
         name: task.metrics(found["predictions"][name], found["labels"])
         for name, task in tasks.items()
     }
+
+
+def skills(errors: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """Each pretext's skill on a split: {NAME: {"skill": …}}, or {NAME: {"PART/skill": …}}."""
+    found: dict[str, dict[str, float | None]] = {}
+    for leaf, errors_n2 in errors.items():
+        name, _, part = leaf.partition("/")
+        own, constant = errors_n2.sum(0, dtype=np.float64)
+        key = f"{part}/skill" if part else "skill"
+        found.setdefault(name, {})[key] = float(1.0 - own / constant) if constant else None
+    return found
 
 
 def scalars(found: Mapping[str, Any]) -> dict[str, float]:

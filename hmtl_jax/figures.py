@@ -52,10 +52,10 @@ def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarra
 def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -> None:
     """Draws what a run's metrics.jsonl holds over its steps.
 
-    Panels: the loss and its parts, evaluation scores (higher is better), evaluation errors (lower
-    is better), images per second; a panel without data is left out. Losses and errors are on a
-    logarithmic axis where all are positive and span a factor of ten or more. A log without any of
-    these raises UserError.
+    Panels: the loss and its parts, the pretexts' skills, evaluation scores (higher is better) and
+    errors (lower is better), images per second; a panel without data is left out. Losses and errors
+    are on a logarithmic axis where all are positive and span a factor of ten or more. A log without
+    any of these raises UserError.
 
     Args:
       path: PNG to write.
@@ -148,6 +148,7 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple]]
     """Panel title -> {label: (steps, values)}, without empty ones."""
     panels: dict[str, dict[str, tuple]] = {
         "Training loss": {},
+        "Pretext skill": {},
         "Evaluation": {},
         "Evaluation errors": {},
         "Images per second": {},
@@ -168,13 +169,16 @@ def _place(name: str) -> tuple[str, str] | None:
     kind, _, rest = name.partition("/")
     if kind == "loss":
         return "Training loss", rest.replace("_", " ")
+    if kind == "skill":
+        return "Pretext skill", f"{rest} training".replace("_", " ")
     if name == "images_per_second":
         return "Images per second", "training"
     if kind == "eval":
+        label = rest.replace("/", " ").replace("_", " ")
+        if rest.endswith("/skill"):
+            return "Pretext skill", label.removesuffix(" skill")
         is_error = not names.metric(rest).higher
-        return ("Evaluation errors" if is_error else "Evaluation"), rest.replace("/", " ").replace(
-            "_", " "
-        )
+        return ("Evaluation errors" if is_error else "Evaluation"), label
     return None
 
 
@@ -202,7 +206,7 @@ def _draw_panel(axis, title, series):
 def _scale(axis, title, values):
     if title == "Images per second":
         axis.set_ylim(0, 1.2 * values.max() or 1)
-    elif title != "Evaluation" and 0 < 10 * values.min() <= values.max():
+    elif title not in ("Evaluation", "Pretext skill") and 0 < 10 * values.min() <= values.max():
         axis.set_yscale("log")
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hmtl_jax import textures
 from hmtl_jax.data import augment
-from hmtl_jax.program import Program, make_views, owner, streams
+from hmtl_jax.program import Program, make_views, owner, skills, streams
 
 
 def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> dict:
@@ -26,12 +26,29 @@ def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> di
 
 
 def eval_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
-    """Predictions of every task on the clean view, with the labels and the mask beside them."""
+    """Predictions of every task on the clean view, with the labels and the mask beside them.
+
+    Beside them, under `errors`, what program.skills tells of each pretext on unaugmented images.
+    """
     images = augment.to_float(batch["image"], program.image_size)
     outputs = clean_outputs(program, variables, images) if program.tasks else {}
     predictions = {name: task.predict(outputs[name]) for name, task in program.tasks.items()}
     labels = {name: value for name, value in batch.items() if name != "image"}
-    return {"predictions": predictions, "labels": labels}
+    found = {"predictions": predictions, "labels": labels}
+    if program.pretexts:
+        _, targets, outputs = pretext_outputs(program, variables, images, batch["index"])
+        masks = dict.fromkeys(program.pretexts, batch["valid"].astype(jnp.float32))
+        found["errors"] = skills(program, outputs, targets, masks)
+    return found
+
+
+def pretext_outputs(program: Program, variables: Mapping, images: jax.Array, index: jax.Array):
+    """Views, targets and outputs of every pretext, by view; an image draws by its index."""
+    (key,) = streams(program.seed, 0, "pictures")
+    keys_b = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.maximum(index, 0))
+    views, targets = make_views(program, images, dict.fromkeys(program.pretexts, keys_b))
+    found = program.model.apply(variables, views, train=False)
+    return views, targets, {view: found[view][owner(view)] for view in targets}
 
 
 def encode_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
@@ -46,10 +63,6 @@ def encode_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Ar
 def pretext_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
     """What the pretexts see, aim at and make of unaugmented images, by view: for pictures."""
     images = augment.to_float(batch["image"], program.image_size)
-    (key,) = streams(program.seed, 0, "pictures")
-    keys = {name: jax.random.split(key, images.shape[0]) for name in program.pretexts}
-    views, targets = make_views(program, images, keys)
-    found = program.model.apply(variables, views, train=False)
-    outputs = {view: found[view][owner(view)] for view in targets}
+    views, targets, outputs = pretext_outputs(program, variables, images, batch["index"])
     views = {view: views[view] for view in targets}
     return {"images": images, "views": views, "targets": targets, "outputs": outputs}

@@ -16,6 +16,8 @@ from hmtl_jax.program import owner
 Metrics = Mapping[str, Any]  # of jax.Array, whose stub lacks is_ready
 # Metrics of a step that count things; an interval has their sum, of others the mean.
 COUNTS = ("nonfinite", "skipped_images")
+# A pretext with less skill than this, after this part of the run, is named.
+UNLEARNED, EARLY = 0.02, 10
 
 
 @dataclasses.dataclass
@@ -34,11 +36,19 @@ class Log:
       writer: of metrics.jsonl; None on the processes that do not lead.
       steps, batch_size: of the whole run.
       stop_nonfinite: whether a loss that is not finite ends the run, with a UserError.
+      unlearned: by pretext, what to try where it learns nothing.
     """
 
     def __init__(
-        self, writer: Writer | None, clock: Clock, steps: int, batch_size: int, stop_nonfinite: bool
+        self,
+        writer: Writer | None,
+        clock: Clock,
+        steps: int,
+        batch_size: int,
+        stop_nonfinite: bool,
+        unlearned: Mapping[str, str],
     ):
+        self.unlearned = unlearned
         self.writer, self.clock = writer, clock
         self.steps, self.batch_size, self.stop_nonfinite = steps, batch_size, stop_nonfinite
         self.running, self.open = Interval(), Interval()
@@ -91,6 +101,8 @@ class Log:
         if self.writer:
             self.writer.write(at, found)
         say(self._line(at, found))
+        if at - len(rows) < self.steps / EARLY <= at:
+            self._name_unlearned(found)
         bad = [step for step, metrics in rows if metrics["nonfinite"]]
         if bad and self.stop_nonfinite:
             raise UserError(
@@ -98,17 +110,31 @@ class Log:
                 "since. Lower optim.lr, set optim.clip, or set nonfinite='skip'."
             )
 
+    def _name_unlearned(self, found: Mapping[str, float]) -> None:
+        for name, value in found.items():
+            kind, _, leaf = name.partition("/")
+            if kind == "skill" and value < UNLEARNED:
+                say(
+                    f"after a tenth of the run the pretext {leaf} has a skill of {value:.3f}, and "
+                    f"a constant answer has 0; try {self.unlearned[owner(leaf)]}"
+                )
+
     def _line(self, at: int, found: Mapping[str, float]) -> str:
         losses = [
             f"{name[5:]} {value:.4f}"
             for name, value in found.items()
             if name.startswith("loss/") and not math.isnan(value)
         ]
+        skills = [
+            f"{name} {value:.3f}"
+            for name, value in found.items()
+            if name.startswith("skill/") and not math.isnan(value)
+        ]
         notes = {"nonfinite": "steps not finite", "skipped_images": "images skipped"}
         said = [f"{found[n]:.0f} {note}" for n, note in notes.items() if found[n]]
         eta = self.clock.eta((self.steps - at) * self.batch_size)
         speed = f"{found['images_per_second']:,.0f} images/s"
-        return "  ".join([f"step {at}/{self.steps}", *losses, *said, speed, f"ETA {eta}"])
+        return "  ".join([f"step {at}/{self.steps}", *losses, *skills, *said, speed, f"ETA {eta}"])
 
 
 def summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
@@ -121,7 +147,7 @@ def summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
     summed = [name for name in rows[0] if name in COUNTS or name.startswith("count/")]
     found |= {name: float(sum(row[name] for row in rows)) for name in summed}
     found["lr"] = float(rows[-1]["lr"])
-    order = ("loss/total", "loss/", "count/", "weight/", "lr", "grad_norm", "")
+    order = ("loss/total", "loss/", "skill/", "count/", "weight/", "lr", "grad_norm", "")
     return dict(
         sorted(found.items(), key=lambda item: [item[0].startswith(o) for o in order].index(True))
     )

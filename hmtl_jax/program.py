@@ -68,6 +68,25 @@ def make_views(program: Program, images: jax.Array, keys: Mapping[str, jax.Array
     return views, targets
 
 
+def skills(
+    program: Program, outputs: Mapping, targets: Mapping, masks: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Errors of each pretext's answers and of the best constant one, float32 [B, 2], by leaf.
+
+    outputs, targets: of the pretexts, by view. masks: by pretext, 1 for the examples that there
+    are, float32 [B]. See pretext/skill.py.
+    """
+    found = {}
+    for view, target in targets.items():
+        name = owner(view)
+        pretext, mask_b = program.pretexts[name], masks[name]
+        parts = pretext.skill(outputs[view], target, mask_b)
+        for part, errors in parts.items():
+            leaf = view if len(parts) == 1 else f"{view}/{part}"
+            found[leaf] = jnp.stack(errors, axis=1) * mask_b[:, None]
+    return jax.lax.stop_gradient(found)
+
+
 def owner(name: str) -> str:
     """The task or pretext that a view or a leaf belongs to."""
     return name.partition("/")[0]

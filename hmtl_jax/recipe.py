@@ -51,7 +51,7 @@ def defaults() -> ConfigDict:
     config.model.encoder = "S/16"  # or "resnet50", "efficientnet_b0", and "-small" for 64 px
     config.model.input = "rgb"  # what tasks read: the picture, or the name of a texture
     config.model.pool = "cls"  # or "mean"; ViT, as the next one
-    config.model.positions = "sincos"  # or "learned"
+    config.model.positions = "sincos"  # MAE's; "centred", better on small grids; or "learned"
     config.model.drop_path = 0.0
     config.model.head_dropout = 0.0
     config.model.scan = False  # ViT: one compiled block for all layers: short compile times
@@ -263,12 +263,11 @@ def stratified_by(config: ConfigDict) -> str:
 
 
 def pretrain_only(config: ConfigDict) -> None:
-    """Takes the tasks out of a recipe, and with them what is evaluated and chosen by labels.
+    """Takes the tasks out of a recipe, and with them what is chosen by labels.
 
     A subset stays the one that the tasks have, so that fine-tuning reads the same images again.
     """
     config.data.stratify = stratified_by(config)
     config.tasks = ConfigDict()
-    config.data.validation = config.data.test = ""
     config.checkpoint.best = ""
     config.stream, config.model.fusion = "clean", ""

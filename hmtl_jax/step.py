@@ -24,7 +24,7 @@ import optax
 from hmtl_jax import images, optim, sharding, weighting
 from hmtl_jax.data import augment
 from hmtl_jax.models import frozen
-from hmtl_jax.program import Program, make_views, owner, streams
+from hmtl_jax.program import Program, make_views, owner, skills, streams
 from hmtl_jax.state import TrainState, evaluation_variables
 
 
@@ -141,7 +141,9 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
         _, slopes, weights = weighted(means)
         return {leaf: weights[owner(leaf)] * slope for leaf, slope in slopes.items()}
 
-    grads, means, batch_stats = accumulated(training, state, examples, counts, slopes_of, dropout)
+    grads, means, errors, batch_stats = accumulated(
+        training, state, examples, counts, slopes_of, dropout
+    )
     # Once more, now from the means of the whole batch: a micro-batch knows its own alone.
     losses, slopes, weights = weighted(means)
 
@@ -181,6 +183,7 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
     metrics = {f"loss/{name}": loss for name, loss in (means | losses).items()}
     metrics |= {f"count/{name}": count for name, count in counts.items()}
     metrics |= {f"weight/{name}": weight for name, weight in weights.items()}
+    metrics |= {f"skill/{leaf}": 1.0 - own / constant for leaf, (own, constant) in errors.items()}
     applied = optim.updates_applied(state.opt_state)
     metrics |= {
         "loss/total": total,
@@ -193,10 +196,11 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
 
 
 def accumulated(training: Training, state: TrainState, examples, counts, slopes_of, rng):
-    """Gradients and leaf means of the batch, over micro-batches: (grads, means, batch_stats).
+    """Gradients, leaf means and errors of the batch, over micro-batches, and batch statistics.
 
     counts: by owner, the examples of the whole batch that have the loss. slopes_of: leaf means →
     ∂ total / ∂ leaf. grads: of the total; where they are taken separately, of each leaf by name.
+    errors: float32 [2] of each pretext's leaf, summed, as program.skills has them.
     """
     of_chunk = functools.partial(chunk_gradients, training, state, counts, slopes_of)
     if training.accumulate == 1:
@@ -210,22 +214,22 @@ def accumulated(training: Training, state: TrainState, examples, counts, slopes_
     def body(carry, chunk_and_rng):
         sums, batch_stats = carry
         chunk, rng = chunk_and_rng
-        grads, means, batch_stats = of_chunk(batch_stats, sharding.over_batch(chunk), rng)
-        return (jax.tree.map(jnp.add, sums, (grads, means)), batch_stats), None
+        *found, batch_stats = of_chunk(batch_stats, sharding.over_batch(chunk), rng)
+        return (jax.tree.map(jnp.add, sums, tuple(found)), batch_stats), None
 
     chunks = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], chunks)
-    shapes = jax.eval_shape(of_chunk, state.batch_stats, first, rng)[:2]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    *shapes, _ = jax.eval_shape(of_chunk, state.batch_stats, first, rng)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tuple(shapes))
     carry, _ = jax.lax.scan(
         body, (zeros, state.batch_stats), (chunks, jax.random.split(rng, count))
     )
-    (grads, means), batch_stats = carry
-    return grads, means, batch_stats
+    (grads, means, errors), batch_stats = carry
+    return grads, means, errors, batch_stats
 
 
 def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, chunk, rng):
-    """Gradients, leaf means and batch statistics of one micro-batch.
+    """Gradients, leaf means, errors and batch statistics of one micro-batch.
 
     Pulled back once, with the slopes of the total, or once a leaf where they are wanted separately.
     """
@@ -251,16 +255,19 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
             leaf: jnp.sum(loss_b * chunk["masks"][owner(leaf)]) / divisors[owner(leaf)]
             for leaf, loss_b in losses.items()
         }
-        return means, updated.get("batch_stats", {})
+        answers = {view: outputs[view][owner(view)] for view in targets}
+        errors = skills(program, answers, targets, chunk["masks"])
+        errors = {leaf: jnp.sum(errors_b2, axis=0) for leaf, errors_b2 in errors.items()}
+        return means, (errors, updated.get("batch_stats", {}))
 
-    means, pull, batch_stats = jax.vjp(leaf_means, state.params, has_aux=True)
+    means, pull, (errors, batch_stats) = jax.vjp(leaf_means, state.params, has_aux=True)
     if training.separate:
         grads = {
             leaf: pull({name: jnp.float32(name == leaf) for name in means})[0] for leaf in means
         }
     else:
         (grads,) = pull(slopes_of(means))
-    return grads, means, batch_stats
+    return grads, means, errors, batch_stats
 
 
 def frozen_features(program: Program, state: TrainState, name: str) -> Callable:

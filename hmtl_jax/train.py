@@ -90,14 +90,16 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         writer = None
         if cluster.lead():
             writer = stack.enter_context(Writer(folder, resume_step=first or -1))
-        log = Log(writer, clock, steps, config.batch_size, config.nonfinite == "stop")
+        unlearned = {n: pretext.unlearned for n, pretext in training.program.pretexts.items()}
+        stop = config.nonfinite == "stop"
+        log = Log(writer, clock, steps, config.batch_size, stop, unlearned)
         profile = stack.enter_context(contextlib.closing(Profile(folder, *config.profile_steps)))
         eval_every = config.eval_every or batches.steps_per_epoch
         save_every = config.checkpoint.every or eval_every
 
         def validate(at: int, variables: Any) -> float | None:
             """Evaluates the validation split; returns what chooses the best checkpoint."""
-            if validation is None or not tasks:
+            if validation is None:
                 return None
             found = evaluate.of_split(eval_step, training.program, variables, validation, config)
             return scored(config, folder, at, found, identity, writer)

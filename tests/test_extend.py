@@ -10,6 +10,7 @@ import pytest
 
 from hmtl_jax import build, figures, infer, limits, pretext, recipe, rules, state, step, tasks
 from hmtl_jax.metrics import names
+from hmtl_jax.pretext import skill
 from hmtl_jax.state import evaluation_variables
 from hmtl_jax.tasks.classification import Classification
 from hmtl_jax.tasks.data import balanced_weights
@@ -75,6 +76,7 @@ class Dim:
     least: float = 0.5
 
     needs_average: ClassVar = False
+    unlearned: ClassVar = "less darkness"
     FILLED: ClassVar = ("image_size",)
     LIMITS: ClassVar = {"least": limits.share()}
 
@@ -97,6 +99,10 @@ class Dim:
     def losses(self, output, target, features):
         found, wanted = features(output.astype(jnp.float32)), features(target["images"])
         return {"far": jnp.mean(jnp.square(found["pooled"] - wanted["pooled"]), axis=1)}
+
+    def skill(self, output, target, mask_b):
+        everywhere = jnp.ones_like(target["images"])
+        return {"far": skill.of_values(output, target["images"], everywhere, mask_b)}
 
     def columns(self, images, view, target, output):
         return {"input": images, "dim": np.asarray(view.images)}

@@ -9,6 +9,7 @@ from hmtl_jax.metrics import writer
 from hmtl_jax.metrics.clock import Clock
 
 BATCH = 10
+TRY = {"mae": "another target", "puzzle": "fewer tiles"}
 
 
 class Machine:
@@ -44,7 +45,7 @@ def train(tmp_path, machine, steps, interval, *, finish_every=None, wait=0.0, fi
     """Steps through a loop as train.py does; returns the lines of metrics.jsonl."""
     with writer.Writer(tmp_path, resume_step=-1) as out:
         clock = Clock(now=lambda: machine.now)
-        log = Log(out, clock, steps, BATCH, options.pop("stop_nonfinite", True))
+        log = Log(out, clock, steps, BATCH, options.pop("stop_nonfinite", True), TRY)
         for at in range(1, steps + 1):
             machine.now += wait
             seconds, machine.seconds = machine.seconds, first if at == 1 else machine.seconds
@@ -137,3 +138,18 @@ def test_steps_that_lack_a_loss_do_not_dilute_its_mean():
     found = summary([usual | row for row in (both, none, one)])
     assert (found["loss/age"], found["loss/age/clean"], found["count/age"]) == (3.0, 5.0, 4.0)
     assert np.isnan(summary([usual | none])["loss/age"])
+
+
+def test_a_pretext_that_learns_nothing_is_named_once_with_what_to_try(tmp_path, capsys):
+    skills = {
+        "skill/mae/lbp": dict.fromkeys(range(1, 101), 0.01),
+        "skill/mae/rgb": dict.fromkeys(range(1, 101), 0.4),
+        "skill/puzzle": {at: at / 400 for at in range(1, 101)},
+    }
+    lines = train(tmp_path, Machine(0.1), 100, 5, **skills)
+    printed = capsys.readouterr().out
+    named = [line for line in printed.splitlines() if "tenth of the run" in line]
+    assert len(named) == 1 and "mae/lbp has a skill of 0.010" in named[0]
+    assert named[0].endswith("try another target")
+    assert "skill/mae/rgb 0.400" in printed
+    assert lines[0]["skill/mae/lbp"] == pytest.approx(0.01)

@@ -34,6 +34,7 @@ METRICS = {
     "ccc": Metric(True, "correlation", headline=True),
     "sagr": Metric(True, "share"),
     "within": Metric(True, "share"),
+    "skill": Metric(True, "share", headline=True),
 }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from hmtl_jax import limits
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.images import denormalise, normalise, paint
+from hmtl_jax.pretext import skill
 from hmtl_jax.view import View
 
 ASPECT = 2.0  # of a rectangle at most, either way
@@ -50,6 +51,7 @@ class Inpaint:
     decoder_dim: int = 128
     decoder_depth: int = 2
 
+    unlearned: ClassVar[str] = "a smaller share, a larger weight, or a longer run"
     FILLED: ClassVar = ("image_size",)
     LIMITS: ClassVar = {
         "share": limits.open_share("the part of the area to cut out"),
@@ -119,6 +121,12 @@ class Inpaint:
             ]
             losses["perceptual"] = self.perceptual * sum(distances) / len(distances)
         return losses
+
+    def skill(self, output: jax.Array, target: dict, mask_b: jax.Array) -> dict[str, skill.Errors]:
+        """Of the pixels in the holes, against the mean of the place."""
+        wanted = normalise(target["images"])
+        found = output.astype(jnp.float32)
+        return {"pixels": skill.of_values(found, wanted, target["holes"], mask_b)}
 
     def columns(
         self, images: np.ndarray, view: View, target: Mapping, output: np.ndarray

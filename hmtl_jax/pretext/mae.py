@@ -19,6 +19,7 @@ from hmtl_jax import limits, textures
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.images import denormalise, normalise, paint
 from hmtl_jax.patches import patchify, unpatchify
+from hmtl_jax.pretext import skill
 from hmtl_jax.view import View
 
 DECODERS = ("cells", "tokens")
@@ -65,6 +66,10 @@ class Mae:
         "decoder_depth": limits.whole(1),
         "decoder_heads": limits.whole(1),
     }
+    unlearned: ClassVar[str] = (
+        "a target that can be foreseen, such as 'rgb' or the bits of a texture over cells, "
+        "model.positions='centred', a larger weight, or a longer run"
+    )
     network: ClassVar = None  # in which losses compare features
     needs_average: ClassVar = False
 
@@ -174,6 +179,20 @@ class Mae:
             error_bn = jnp.mean(error, axis=-1)
             losses[name] = weight * jnp.sum(error_bn * hidden_bn, 1) / jnp.sum(hidden_bn, 1)
         return losses
+
+    def skill(self, output: dict, target: dict, mask_b: jax.Array) -> dict[str, skill.Errors]:
+        """By target, on the masked patches: against the mean of the place, or of all codes."""
+        found, hidden_bn = {}, target["hidden"]
+        for name in self.targets:
+            predicted, wanted = output[name].astype(jnp.float32), target[name]
+            if self.classified(name):
+                error_bn = jnp.mean(cross_entropy(predicted, wanted), axis=-1)
+                _, codes = self.numbers(name)
+                found[name] = skill.of_codes(error_bn, wanted, codes, hidden_bn, mask_b)
+            else:
+                hidden = hidden_bn[:, :, None]
+                found[name] = skill.of_values(predicted, wanted, hidden, mask_b)
+        return found
 
     def columns(
         self, images: np.ndarray, view: View, target: Mapping, output: Mapping

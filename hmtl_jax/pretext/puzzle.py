@@ -16,6 +16,7 @@ import numpy as np
 from hmtl_jax import limits
 from hmtl_jax.errors import UserError
 from hmtl_jax.patches import patchify, unpatchify
+from hmtl_jax.pretext import skill
 from hmtl_jax.view import View
 
 TURNS = 4
@@ -41,6 +42,9 @@ class Puzzle:
     rotate: bool = False
 
     kind: ClassVar[str] = "puzzle"
+    unlearned: ClassVar[str] = (
+        "fewer tiles, model.positions='centred' for a ViT, model.pool='cls', or a longer run"
+    )
 
     FILLED: ClassVar = ("image_size", "patch")
     LIMITS: ClassVar = {
@@ -104,6 +108,11 @@ class Puzzle:
         """
         del features
         return {name: cross_entropy(output[name], labels) for name, labels in target.items()}
+
+    def skill(self, output: dict, target: dict, mask_b: jax.Array) -> dict[str, skill.Errors]:
+        """By question; chance is one of the classes."""
+        del mask_b
+        return {name: skill.of_choices(output[name], labels) for name, labels in target.items()}
 
     def columns(
         self, images: np.ndarray, view: View, target: Mapping, output: Mapping
