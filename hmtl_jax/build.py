@@ -24,9 +24,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The training split, as tasks ask of it (see tasks/data.py)."""
+    """The training split, as tasks ask of it (see tasks/data.py).
+
+    rows: the records whose labels they see.
+    """
 
     source: Any
+    rows: np.ndarray
 
     def classes(self, label: str) -> tuple[str, ...]:
         """Names of a label's classes; empty where it is no class label."""
@@ -41,13 +45,15 @@ class TrainingData:
         return tuple(pipeline.entry_names(self.source, labels))
 
     def column(self, label: str) -> np.ndarray:
-        """One label of all examples [N, …]."""
-        return pipeline.column(self.source, label)
+        """One label of all examples that tasks see [N, …]."""
+        return pipeline.column(self.source, label)[self.rows]
 
 
 def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
     """The recipe's tasks for a training split: each takes from it what it needs."""
-    made, data = {}, TrainingData(source)
+    data, made = config.data, {}
+    rows = pipeline.choose(source, data.subset, data.labelled, recipe.stratified_by(config) or None)
+    data = TrainingData(source, rows.numbers[rows.labelled])
     for name, part in config.tasks.items():
         cls, settings = lookup(tasks.TASKS, part.kind, "task"), _settings(part)
         for key in ("label", "labels"):
@@ -60,7 +66,24 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
             made[name] = cls.fitted(settings, data)
             _check_labels(name, key, made[name].labels, source)
             _check_allowed(config, made[name])
+            if config.data.labelled < 1:
+                _check_classes(made[name], data)
     return made
+
+
+def _check_classes(task: Any, data: TrainingData) -> None:
+    """Raises UserError where a class that occurs has lost its last label."""
+    for label in task.labels:
+        names = data.classes(label)
+        if not names or data.column(label).ndim != 1:
+            continue
+        whole, seen = pipeline.column(data.source, label), data.column(label)
+        lost = sorted(set(whole[whole >= 0]) - set(seen[seen >= 0]))
+        if lost:
+            raise UserError(
+                f"data.labelled leaves no label of {label} {names[lost[0]]!r}; raise it, or set "
+                f"data.stratify to {label!r}."
+            )
 
 
 def _check_labels(name: str, key: str, read: Sequence[str], source: Any) -> None:

@@ -38,6 +38,9 @@ def defaults() -> ConfigDict:
     config.data.image_size = 224
     config.data.decode_size = 0  # what the host hands to the device; 0: image_size
     config.data.subset = 1.0  # a class-stratified part of train, the same for every seed
+    config.data.labelled = 1.0  # such a part of those, whose labels tasks see; pretexts see all
+    config.data.unlabelled = ""  # another set, or SET/SPLIT, whose pictures pretexts see too
+    config.data.unlabelled_share = 0.0  # of each batch, from what has no labels; 0: as it comes
     config.data.stratify = ""  # the label of those classes; empty: that of the first task with one
     config.data.threads = 4
     config.data.workers = 0  # decoding processes; 0: threads alone

@@ -29,6 +29,8 @@ LIMITS = {
     "data.image_size": limits.whole(1),
     "data.decode_size": limits.whole(0, instead="as data.image_size"),
     "data.subset": limits.up_to_one("a share in (0, 1]"),
+    "data.labelled": limits.up_to_one("a share in (0, 1]"),
+    "data.unlabelled_share": limits.share(),
     "data.threads": limits.whole(1),
     "data.workers": limits.whole(0, instead="threads alone"),
     "model.drop_path": limits.share(),
@@ -70,10 +72,27 @@ def check(config: ConfigDict) -> None:
         return  # it reads a run that was trained already
     _check_names(config)
     _check_stream(config)
+    _check_unlabelled(config)
     if not config.data.name:
         raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
     if not config.steps and not config.epochs:
         raise UserError("The recipe trains for no step; set epochs or steps above 0.")
+
+
+def _check_unlabelled(config: ConfigDict) -> None:
+    """Pictures without labels are there for pretexts."""
+    data = config.data
+    without = data.labelled < 1 or data.unlabelled
+    if without and not config.pretexts:
+        raise UserError(
+            "No pretext reads the pictures without labels; add one, or set data.unlabelled to '' "
+            "and data.labelled to 1 (data.subset leaves pictures and labels out)."
+        )
+    if data.unlabelled_share and not without:
+        raise UserError(
+            "data.unlabelled_share is a share of pictures without labels, and there are none; set "
+            "data.labelled below 1, or data.unlabelled to a prepared set."
+        )
 
 
 def check_keys(config: ConfigDict) -> None:

@@ -73,10 +73,11 @@ def augmented(training: Training, step: jax.Array, batch: Mapping[str, jax.Array
     crop, mix = streams(program.seed, step, "augment", "mix")
     images, flipped = augment.augment(crop, batch["image"], cfg)
     valid = batch["valid"].astype(jnp.float32)
+    labelled = valid * batch["labelled"].astype(jnp.float32) if "labelled" in batch else valid
     targets, masks = {}, dict.fromkeys(program.pretexts, valid)
     for name, task in program.tasks.items():
         target, mask = task.target(batch)
-        targets[name], masks[name] = task.flip(target, flipped), mask * valid
+        targets[name], masks[name] = task.flip(target, flipped), mask * labelled
     if cfg.mixup or cfg.cutmix:
         images, partner, share = augment.mix(mix, images, cfg)
         targets = {name: augment.mix_target(t, partner, share) for name, t in targets.items()}

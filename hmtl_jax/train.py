@@ -51,11 +51,13 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         # All splits at once: that a test split is missing must not show after training.
         sources = open_splits(config)
         source, validation = sources[config.data.train], sources.get(config.data.validation)
-        identity = records.identity(config.data.data_dir, config.data.name)
+        identity = identity_of(config)
         workdir.check_data(folder, identity)
         tasks = build.make_tasks(config, source)
         build.check_best(config, tasks, validation)
-        batches = stack.enter_context(contextlib.closing(train_batches(config, source, tasks)))
+        pictures = unlabelled(config)
+        batches = train_batches(config, source, tasks, pictures)
+        stack.enter_context(contextlib.closing(batches))
 
         ##### The compiled steps #####
         training = build.training(config, tasks, batches.num_examples)
@@ -72,7 +74,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         rows = sharding.of_batch(batches.abstract(config.batch_size), mesh)
         jax.eval_shape(train_step, abstract, rows)
         eval_step = evaluate.eval_step(training.program, mesh)
-        describe(config, training.program, abstract, batches.num_examples, steps)
+        describe(config, training.program, abstract, batches, steps)
 
         ##### The state to begin with, and the workdir #####
         preemption = stack.enter_context(contextlib.closing(cluster.Preemption()))
@@ -177,8 +179,26 @@ def render_if_missing(data_dir: pathlib.Path) -> None:
         prepare.prepare("synthetic", None, data_dir)
 
 
+def unlabelled(config: ConfigDict) -> records.Source | None:
+    """The split of another set whose pictures take part without labels, where there is one."""
+    name, _, split = config.data.unlabelled.partition("/")
+    return records.open_split(config.data.data_dir, name, split or "train") if name else None
+
+
+def identity_of(config: ConfigDict) -> dict[str, Any]:
+    """What the data say of themselves, and beside it the set that `data.unlabelled` names."""
+    found = records.identity(config.data.data_dir, config.data.name)
+    name, _, _ = config.data.unlabelled.partition("/")
+    if name:
+        found["unlabelled"] = records.identity(config.data.data_dir, name)
+    return found
+
+
 def train_batches(
-    config: ConfigDict, source: records.Source, tasks: Mapping[str, Any]
+    config: ConfigDict,
+    source: records.Source,
+    tasks: Mapping[str, Any],
+    pictures: records.Source | None = None,
 ) -> pipeline.TrainBatches:
     """The endless batches that the recipe asks for, with the labels that its tasks read."""
     return pipeline.train_batches(
@@ -188,14 +208,20 @@ def train_batches(
         seed=config.seed,
         subset=config.data.subset,
         stratify=recipe.stratified_by(config) or None,
+        labelled=config.data.labelled,
+        pictures=pictures,
+        unlabelled_share=config.data.unlabelled_share,
     )
 
 
-def describe(config: ConfigDict, program: Any, abstract: state.TrainState, examples, steps) -> None:
+def describe(config: ConfigDict, program: Any, abstract: state.TrainState, batches, steps) -> None:
     """Says what is about to be trained, on what."""
     params, devices, processes = abstract.params, jax.devices(), jax.process_count()
+    added = f" and {config.data.unlabelled}" if config.data.unlabelled else ""
+    labelled = f", {batches.num_labelled:,} of them with labels"
     say(
-        f"{config.data.name}: {examples:,} training examples, {steps:,} steps of "
+        f"{config.data.name}{added}: {batches.num_examples:,} training examples"
+        f"{labelled if batches.num_labelled < batches.num_examples else ''}, {steps:,} steps of "
         f"{config.batch_size}"
     )
     say(

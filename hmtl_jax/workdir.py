@@ -73,6 +73,8 @@ def check_data(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
     if not (folder / DATA).exists():
         return
     kept = files.read_json(folder / DATA)
+    if "unlabelled" in kept and "unlabelled" in identity and kept["digest"] == identity["digest"]:
+        kept, identity = kept["unlabelled"], identity["unlabelled"]
     if kept["digest"] != identity["digest"]:
         raise UserError(
             f"The run {folder} was trained on {described(kept)}, but data.data_dir now holds "

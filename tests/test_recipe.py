@@ -466,6 +466,53 @@ def test_votes_are_asked_only_of_a_set_that_has_some():
         build.make_tasks(config, source)
 
 
+def test_a_class_that_loses_its_last_label_is_named():
+    config = tiny.config(8)
+    config.data.labelled = 0.4
+    few = (0, 0, 0, 0, 0, 0, 1, 2)
+    build.make_tasks(config, tiny.Source(few))  # by its own classes, each of which keeps one
+
+    class Other(tiny.Source):
+        labels = ("expression", "half")
+
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"half": np.int32(index % 2)}
+
+    config.data.stratify = "half"
+    with pytest.raises(UserError, match=r"leaves no label of expression '\w+'; raise it, or set"):
+        build.make_tasks(config, Other(few))
+
+
+def test_class_weights_are_those_of_the_labels_that_tasks_see():
+    config = tiny.config(8)
+    config.tasks.expression.class_weights = "balanced"
+    config.data.labelled = 0.5
+    source = tiny.Source((0,) * 8 + (1,) * 3 + (2,) * 2)
+    made = build.make_tasks(config, source)["expression"]
+    assert made.class_weights == (1.0, 2.0, 4.0)  # of 4, 2 and 1 that keep their label
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"data.labelled": 0.0}, r"data\.labelled is 0\.0; give a share in \(0, 1\]"),
+        ({"data.labelled": 1.5}, r"data\.labelled is 1\.5"),
+        ({"data.labelled": 0.2, "pretexts": {}}, r"No pretext reads the pictures without labels"),
+        ({"data.unlabelled": "more", "pretexts": {}}, r"No pretext reads the pictures"),
+        ({"data.unlabelled_share": 0.5}, r"data\.unlabelled_share .* there are none; set"),
+    ],
+)
+def test_pictures_without_labels_need_a_pretext_and_a_share(keys, says):
+    config = tiny.config(8)
+    for key, value in keys.items():
+        if key == "pretexts":
+            config.pretexts = {}
+        else:
+            config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=says):
+        rules.check(config)
+
+
 def test_a_perceptual_loss_needs_the_moving_average():
     config = tiny.config(8)
     config.pretexts = {"inpaint": recipe.pretext_task("inpaint")}

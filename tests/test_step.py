@@ -685,3 +685,18 @@ def test_the_logged_rate_is_that_of_the_applied_update():
         first, second = (float(training.schedule(at)) for at in (0, 1))
     assert int(skipped.step) == 1
     assert float(metrics["lr"]) == first != second
+
+
+##### Pictures whose labels are hidden #####
+
+
+def test_hidden_labels_count_as_missing_for_tasks_and_not_for_pretexts():
+    training = tiny.training(tiny.config(8, name="sgd"))
+    current = state.create(training)
+    run = jax.jit(functools.partial(step.train_step, training))
+    hidden = np.array([False, True] * 4)
+    _, told = run(current, tiny.batch(8) | {"labelled": ~hidden})
+    _, missing = run(current, tiny.batch(8, missing=tuple(np.flatnonzero(hidden))))
+    assert told["count/expression"] == 4 and told["count/mae"] == 8
+    for name, value in missing.items():
+        np.testing.assert_allclose(told[name], value, rtol=1e-6, err_msg=name)

@@ -7,8 +7,6 @@ processes. (Grain's own way, records dealt to workers that batch what they get, 
 depend on the workers.)
 """
 
-import functools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,8 +15,7 @@ import numpy as np
 from absl import logging
 
 from hmtl_jax import errors
-from hmtl_jax.data import decode, parallel
-from hmtl_jax.data import subset as subsets
+from hmtl_jax.data import decode, order, parallel
 
 Batch = dict[str, np.ndarray]
 
@@ -43,6 +40,9 @@ def train_batches(
     subset: float = 1.0,
     stratify: str | None = None,
     subset_seed: int = 0,
+    labelled: float = 1.0,
+    pictures: Source | None = None,
+    unlabelled_share: float = 0.0,
     threads: int | None = None,
     workers: int = 0,
     tolerate_corrupt: bool = False,
@@ -51,7 +51,8 @@ def train_batches(
 
     A batch is a dict of NumPy arrays: `image` uint8 [b, S, S, 3] RGB, each label int32 or float32
     [b, ...], `index` int32 [b] (the record's number in its split; `source[i]["key"]` is its name)
-    and `valid` bool [b].
+    and `valid` bool [b]. Where some rows have no labels that tasks may see, `labelled` bool [b]
+    tells which have.
 
     Each epoch is a new shuffle, a function of (seed, epoch) alone, without the remainder that fills
     no batch. The shares of all processes, one after the other, are the very batch that one process
@@ -65,10 +66,14 @@ def train_batches(
       seed: of the order.
       process_index: this process's number, from 0.
       process_count: processes that share each batch.
-      subset: share of the examples to train on; see `subset.subset_indices`.
+      subset: share of the examples to train on; see `order.choose`.
       stratify: the integer label whose classes the subset keeps in proportion; None: any draw.
       subset_seed: of the subset, which doesn't hang on `seed`: runs with several seeds then differ
         in training only.
+      labelled: share of these whose labels tasks may see; see `order.choose`.
+      pictures: records of another set that take part without labels; their `index` goes on where
+        that of `source` ends.
+      unlabelled_share: share of each batch that is drawn from what has no labels; 0: as it comes.
       threads: that read and decode in each process; None: one for each core, 16 at most.
       workers: processes that read and decode instead; 0: threads of this process. The main module
         needs its `if __name__ == "__main__"`, because each worker imports it.
@@ -80,20 +85,40 @@ def train_batches(
         data; from the iterator: a corrupt picture, with the record's key.
     """
     share = _share(batch_size, process_index, process_count)
-    load = _Load(source, labels, image_size, share.stop - share.start, tolerate_corrupt)
-    chosen = np.arange(len(source))
-    if subset != 1.0:
-        classes = np.zeros(len(source), int) if stratify is None else column(source, stratify)
-        chosen = subsets.subset_indices(classes, subset, subset_seed)
-    steps_per_epoch = len(chosen) // batch_size
+    rows = choose(source, subset, labelled, stratify, subset_seed)
+    added = len(source) + np.arange(len(pictures) if pictures is not None else 0)
+    seen = rows.numbers[rows.labelled]
+    unseen = np.concatenate([rows.numbers[~rows.labelled], added])
+    examples = len(seen) + len(unseen)
+    steps_per_epoch = examples // batch_size
     if not steps_per_epoch:
         raise errors.UserError(
-            f"{_name(source)} has {len(chosen)} training examples, too few for one batch of "
+            f"{_name(source)} has {examples} training examples, too few for one batch of "
             f"{batch_size}; use a smaller batch."
         )
-    steps = _ShuffledSteps(chosen, seed, batch_size, share)
-    batches = grain.MapDataset.source(steps).map(load)
-    return TrainBatches(batches, load, len(chosen), steps_per_epoch, threads, workers)
+    labelled_n = None
+    if len(unseen):
+        labelled_n = np.zeros(len(source) + len(added), bool)
+        labelled_n[seen] = True
+    load = _Load(
+        source, labels, image_size, share.stop - share.start, tolerate_corrupt, pictures, labelled_n
+    )
+    pools = [(np.sort(np.concatenate([seen, unseen])), batch_size)]
+    if unlabelled_share and len(unseen):
+        without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
+        pools = [(seen, batch_size - without), (unseen, without)]
+    batches = grain.MapDataset.source(order.Steps(pools, seed, share)).map(load)
+    return TrainBatches(batches, load, len(seen), examples, steps_per_epoch, threads, workers)
+
+
+def choose(
+    source: Source, subset: float, labelled: float, stratify: str | None, seed: int = 0
+) -> order.Rows:
+    """The records of a split that take part; see `order.choose`."""
+    classes = np.zeros(len(source), int)
+    if stratify is not None and (subset != 1.0 or labelled != 1.0):
+        classes = column(source, stratify)
+    return order.choose(classes, subset, labelled, seed)
 
 
 def eval_batches(
@@ -127,11 +152,15 @@ class TrainBatches(Iterator[Batch]):
     """Endless batches; see `train_batches`.
 
     Attributes:
+      num_labelled: examples with labels that tasks see.
       num_examples: examples that take part, after the subset.
       steps_per_epoch: batches in an epoch.
     """
 
-    def __init__(self, batches, load, num_examples, steps_per_epoch, threads, workers):
+    def __init__(
+        self, batches, load, num_labelled, num_examples, steps_per_epoch, threads, workers
+    ):
+        self.num_labelled = num_labelled
         self.num_examples = num_examples
         self.steps_per_epoch = steps_per_epoch
         self._batches, self._load = batches, load
@@ -235,35 +264,25 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * size, (process_index + 1) * size)
 
 
-class _ShuffledSteps:
-    """A process's rows of each training batch: step -> record numbers int32 [b], without end."""
-
-    def __init__(self, chosen: np.ndarray, seed: int, batch_size: int, share: slice):
-        self._chosen, self._seed = chosen, seed % 2**32
-        self._batch_size, self._share = batch_size, share
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        epoch, step = divmod(index, len(self._chosen) // self._batch_size)
-        order = _permutation(len(self._chosen), self._seed, epoch)
-        rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-        return self._chosen[rows[self._share]].astype(np.int32)
-
-
-@functools.lru_cache(maxsize=2)  # two, because threads read ahead over the end of an epoch
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    # NumPy's legacy stream is frozen: a run can be continued under another version. It takes 20 ms
-    # for 300,000 examples; grain's shuffle, index by index, takes a quarter as long as decoding.
-    return np.random.RandomState([seed, epoch]).permutation(n)
-
-
 class _Load:
-    """Record numbers int32 [b] -> batch. Runs in grain's threads or workers."""
+    """Record numbers int32 [b] -> batch. Runs in grain's threads or workers.
 
-    def __init__(self, source: Source, labels: Sequence[str], size: int, rows: int, tolerate: bool):
+    pictures: records without labels, numbered behind those of `source`. labelled: for each record
+    of both whether tasks see its labels; None: all do.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        labels: Sequence[str],
+        size: int,
+        rows: int,
+        tolerate: bool,
+        pictures: Source | None = None,
+        labelled: np.ndarray | None = None,
+    ):
         self._source, self._size, self._tolerate = source, size, tolerate
+        self._pictures, self._labelled = pictures, labelled
         self._specs = _label_specs(source, labels)
         self._warned: set[int] = set()
         self.nbytes = rows * size * size * 3
@@ -275,6 +294,8 @@ class _Load:
             "index": index_b,
             "valid": index_b >= 0,
         }
+        if self._labelled is not None:
+            batch["labelled"] = self._labelled[index_b]
         for label, (shape, dtype) in self._specs.items():
             batch[label] = np.zeros((b, *shape), dtype)
         for row, index in enumerate(index_b.tolist()):
@@ -287,8 +308,8 @@ class _Load:
         return batch
 
     def _fill(self, batch: Batch, row: int, index: int) -> None:
-        record = self._source[index]
-        for label in self._specs:
+        record = self._record(index)
+        for label in self._specs if index < len(self._source) else ():
             batch[label][row] = record[label]
         try:
             batch["image"][row] = self._decode(record)
@@ -296,6 +317,13 @@ class _Load:
             if not self._tolerate:
                 raise
             batch["valid"][row] = False
+
+    def _record(self, index: int) -> Mapping[str, Any]:
+        beyond = index - len(self._source)
+        if beyond < 0:
+            return self._source[index]
+        assert self._pictures is not None
+        return self._pictures[beyond]
 
     def _decode(self, record: Mapping[str, Any]) -> np.ndarray:
         try:
@@ -317,7 +345,7 @@ class _Load:
             if index >= 0 and index not in self._warned:
                 self._warned.add(index)
                 try:
-                    self._decode(self._source[index])
+                    self._decode(self._record(index))
                 except errors.UserError as error:
                     logging.warning("Skipped: %s", error)
 

@@ -419,3 +419,38 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+##### Pictures without labels #####
+
+
+def test_hidden_labels_are_told_and_their_pictures_stay():
+    options = {"labels": ["expression"], "batch_size": 8, "stratify": "expression"}
+    batches = train(Records(80), labelled=0.25, **options)
+    wanted = subset.subset_indices(pipeline.column(Records(80), "expression"), 0.25, 0)
+    assert (batches.num_examples, batches.num_labelled) == (80, len(wanted))
+    epoch = take(batches, 10)
+    index = np.concatenate([batch["index"] for batch in epoch])
+    labelled = np.concatenate([batch["labelled"] for batch in epoch])
+    assert sorted(index) == list(range(80))
+    assert sorted(index[labelled]) == wanted.tolist()
+    assert "labelled" not in take(train(Records(80), **options), 1)[0]
+
+
+def test_pictures_of_another_set_have_their_share_of_each_batch_and_no_labels():
+    class Pictures(Records):
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            return {"image": record["image"], "key": record["key"]}
+
+    batches = train(
+        Records(20), labels=["expression"], batch_size=8, pictures=Pictures(50),
+        unlabelled_share=0.75,
+    )  # fmt: skip
+    assert (batches.num_examples, batches.num_labelled) == (70, 20)
+    for batch in take(batches, 12):
+        assert batch["labelled"].sum() == 2 and batch["valid"].all()
+        np.testing.assert_array_equal(batch["labelled"], batch["index"] < 20)
+        assert not batch["expression"][~batch["labelled"]].any()
+    seen = np.concatenate([batch["index"] for batch in take(batches, 20)])
+    assert set(range(20)) < set(seen) and seen.max() < 70

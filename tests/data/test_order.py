@@ -1,0 +1,67 @@
+"""Which records take part, and which of them are in a batch."""
+
+import numpy as np
+import pytest
+
+from hmtl_jax.data import order
+from hmtl_jax.data.subset import subset_indices
+
+CLASSES = np.repeat([0, 1, 2], [60, 30, 10])
+ALL = slice(0, 10)
+
+
+def batches(pools, count, seed=0, share=ALL):
+    steps = order.Steps(pools, seed, share)
+    return np.array([steps[index] for index in range(count)])
+
+
+def test_the_labels_that_stay_are_those_of_an_equal_subset():
+    numbers, labelled = order.choose(CLASSES, 1.0, 0.2, seed=3)
+    np.testing.assert_array_equal(numbers, np.arange(100))
+    np.testing.assert_array_equal(numbers[labelled], subset_indices(CLASSES, 0.2, 3))
+    assert np.bincount(CLASSES[numbers[labelled]]).tolist() == [12, 6, 2]
+
+
+def test_labels_are_a_part_of_the_subset():
+    numbers, labelled = order.choose(CLASSES, 0.5, 0.4, seed=0)
+    assert np.bincount(CLASSES[numbers]).tolist() == [30, 15, 5]
+    assert np.bincount(CLASSES[numbers[labelled]]).tolist() == [12, 6, 2]
+
+
+def test_one_pool_is_a_new_shuffle_each_epoch_without_its_remainder():
+    numbers = np.arange(100, 127)
+    found = batches([(numbers, 10)], 4)
+    first, second = found[:2].ravel(), found[2:].ravel()
+    assert len(set(first)) == len(set(second)) == 20 and set(first) != set(second)
+    assert set(found.ravel()) <= set(numbers)
+
+
+def test_each_of_several_pools_has_its_part_of_every_batch_and_is_seen_whole():
+    few, many = np.arange(7), np.arange(100, 140)
+    found = batches([(few, 4), (many, 6)], 28)
+    assert (found[:, :4] < 100).all() and (found[:, 4:] >= 100).all()
+    assert np.bincount(found[:, :4].ravel()).tolist() == [16] * 7  # 112 places, 16 passes
+    for start in range(0, 112, 7):
+        assert sorted(found[:, :4].ravel()[start : start + 7]) == few.tolist()
+    assert np.unique(found[:20, 4:].ravel()).tolist() == many.tolist()
+
+
+def test_pools_of_equal_size_have_orders_of_their_own():
+    numbers = np.arange(50)
+    found = batches([(numbers, 5), (numbers, 5)], 10)
+    assert (found[:, :5] != found[:, 5:]).any()
+
+
+def test_processes_share_the_very_batch():
+    pools = [(np.arange(7), 4), (np.arange(100, 140), 6)]
+    whole = batches(pools, 9)
+    parts = [batches(pools, 9, share=slice(at, at + 5)) for at in (0, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    assert (batches(pools, 9, seed=1) != whole).any()
+
+
+@pytest.mark.parametrize("pools", [[(np.arange(30), 10)], [(np.arange(7), 4), (np.arange(9), 6)]])
+def test_a_batch_depends_on_its_number_alone(pools):
+    steps = order.Steps(pools, 5, ALL)
+    later = steps[17]
+    np.testing.assert_array_equal(batches(pools, 18, seed=5)[17], later)
