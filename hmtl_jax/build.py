@@ -178,7 +178,13 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
     encoder.check(config.data.image_size)
     _check_sizes(config, made_pretexts)
     dtype = DTYPES[model.dtype]
-    read = tuple(name for name in made_pretexts if config.pretexts[name].in_stream)
+    encoded = [name for name, one in made_pretexts.items() if one.reads != "clean"]
+    read = tuple(name for name in encoded if config.pretexts[name].in_stream)
+    if made_pretexts and not encoded and (model.fusion or config.stream != "clean"):
+        raise UserError(
+            f"pretexts.{next(iter(made_pretexts))} has no view of its own that tasks could read; "
+            "set stream to 'clean' and model.fusion to ''."
+        )
     reads = {
         "clean": ("clean",),
         "one_stream": read,
@@ -190,15 +196,26 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
             return heads.FusionHead(task.num_outputs, model.fusion, model.head_dropout, dtype)
         return heads.LinearHead(task.num_outputs, model.head_dropout, dtype)
 
+    comparing = tuple(name for name, one in made_pretexts.items() if one.reads == "heads")
+    comparable = [name for name, task in made_tasks.items() if task.distribution]
+    if comparing and not comparable:
+        raise UserError(
+            f"pretexts.{comparing[0]} compares what a classification task says of two views, and "
+            "the recipe has none; add one, or take the pretext out."
+        )
+    specs = {name: one.decoder_spec() for name, one in made_pretexts.items()}
     return hybrid.Hybrid(
         encoder=encoder.make(model, dtype),
         heads={name: head(task) for name, task in made_tasks.items()},
         decoders={
-            name: decoders.build(pretext.decoder_spec(), dtype, model.positions)
-            for name, pretext in made_pretexts.items()
+            name: decoders.build(spec, dtype, model.positions)
+            for name, spec in specs.items()
+            if spec is not None
         },
+        on_clean=tuple(name for name, one in made_pretexts.items() if one.reads == "clean"),
+        compared=dict.fromkeys(comparable, comparing),
         reads=dict.fromkeys(made_tasks, reads[config.stream]),
-        fuse=next(iter(made_pretexts)) if model.fusion else "",
+        fuse=encoded[0] if model.fusion else "",
     )
 
 

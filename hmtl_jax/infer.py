@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hmtl_jax import textures
 from hmtl_jax.data import augment
-from hmtl_jax.program import Program, make_views, owner, skills, streams
+from hmtl_jax.program import Program, answers, make_views, skills, streams
 
 
 def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> dict:
@@ -48,7 +48,7 @@ def pretext_outputs(program: Program, variables: Mapping, images: jax.Array, ind
     keys_b = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.maximum(index, 0))
     views, targets = make_views(program, images, dict.fromkeys(program.pretexts, keys_b))
     found = program.model.apply(variables, views, train=False)
-    return views, targets, {view: found[view][owner(view)] for view in targets}
+    return views, targets, answers(program, found, targets)
 
 
 def encode_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:

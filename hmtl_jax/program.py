@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,12 @@ class Program:
     networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     input: str = "rgb"
     seed: int = 0
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether a task or a pretext reads the clean view in training."""
+        own = all(pretext.reads == "own" for pretext in self.pretexts.values())
+        return not own or any("clean" in reads for reads in self.model.reads.values())
 
     def views_of_one(self, rng: jax.Array) -> dict[str, View]:
         """Every view of one black image of the recipe's size."""
@@ -66,6 +72,22 @@ def make_views(program: Program, images: jax.Array, keys: Mapping[str, jax.Array
             key = name if len(pairs) == 1 else f"{name}/{index}"
             views[key], targets[key] = view, target
     return views, targets
+
+
+def answers(program: Program, outputs: Mapping, views: Iterable[str]) -> dict[str, Any]:
+    """What the model says of each pretext's view, by view.
+
+    Of a pretext that compares heads, by task: the answer on its view, and on the clean one.
+    """
+    found = {}
+    for view in views:
+        name = owner(view)
+        if program.pretexts[name].reads == "heads":
+            tasks = [task for task, of in program.model.compared.items() if name in of]
+            found[view] = {task: (outputs[view][task], outputs["clean"][task]) for task in tasks}
+        else:
+            found[view] = outputs[view][name]
+    return found
 
 
 def skills(

@@ -24,7 +24,7 @@ import optax
 from hmtl_jax import images, optim, sharding, weighting
 from hmtl_jax.data import augment
 from hmtl_jax.models import frozen
-from hmtl_jax.program import Program, make_views, owner, skills, streams
+from hmtl_jax.program import Program, answers, make_views, owner, skills, streams
 from hmtl_jax.state import TrainState, evaluation_variables
 
 
@@ -93,7 +93,7 @@ def augmented(training: Training, step: jax.Array, batch: Mapping[str, jax.Array
 
 def leaf_losses(program: Program, outputs: Mapping, chunk: Mapping, targets: Mapping, features):
     """Every leaf's per-example loss, float32 [B], from the outputs by view."""
-    losses = {}
+    losses, said = {}, answers(program, outputs, targets)
     for name, task in program.tasks.items():
         reads = [view for view in outputs if owner(view) in program.model.reads[name]]
         for view in reads:
@@ -102,7 +102,7 @@ def leaf_losses(program: Program, outputs: Mapping, chunk: Mapping, targets: Map
             losses[leaf] = task.loss(outputs[view][name], target, mask)
     for view, target in targets.items():
         pretext = program.pretexts[owner(view)]
-        found = pretext.losses(outputs[view][owner(view)], target, features[owner(view)])
+        found = pretext.losses(said[view], target, features[owner(view)])
         for part, loss in found.items():
             losses[view if len(found) == 1 else f"{view}/{part}"] = loss
     return losses
@@ -242,8 +242,7 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
             # No gradient flows to what stays, so that nobody computes it, nor counts it in a norm.
             params = optim.stopped(params, training.freeze)
         views, targets = make_views(program, chunk["images"], chunk["keys"])
-        read = {name for names in program.model.reads.values() for name in names}
-        if "clean" not in read:
+        if not program.needs_clean:
             del views["clean"]
         with frozen.running_statistics(training.freeze):
             outputs, updated = program.model.apply(
@@ -256,8 +255,7 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
             leaf: jnp.sum(loss_b * chunk["masks"][owner(leaf)]) / divisors[owner(leaf)]
             for leaf, loss_b in losses.items()
         }
-        answers = {view: outputs[view][owner(view)] for view in targets}
-        errors = skills(program, answers, targets, chunk["masks"])
+        errors = skills(program, answers(program, outputs, targets), targets, chunk["masks"])
         errors = {leaf: jnp.sum(errors_b2, axis=0) for leaf, errors_b2 in errors.items()}
         return means, (errors, updated.get("batch_stats", {}))
 

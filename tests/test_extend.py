@@ -28,6 +28,7 @@ class Ordinal:
 
     mixes: ClassVar = False
     bears_warps: ClassVar = True
+    distribution: ClassVar = False
     couples_rows: ClassVar = False
     num_outputs: ClassVar = 1
     metric_names: ClassVar = ("off_by",)
@@ -76,6 +77,7 @@ class Dim:
     least: float = 0.5
 
     needs_average: ClassVar = False
+    reads: ClassVar = "own"
     unlearned: ClassVar = "less darkness"
     FILLED: ClassVar = ("image_size",)
     LIMITS: ClassVar = {"least": limits.share()}

@@ -117,6 +117,30 @@ class TileHeads(nn.Module):
         return outputs
 
 
+class PairHeads(nn.Module):
+    """DrLoc's network: the features of two cells → two numbers, by two hidden layers with a ReLU.
+
+    The view's `keep` int32 [B, 2 M] holds the first cells of the pairs and then the second ones;
+    returns float32 [B, M, 2].
+    """
+
+    dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: dict, view: View, *, train: bool) -> jax.Array:
+        del train
+        if view.keep is None:
+            raise UserError("The heads of pairs need a view that names cells.")
+        patches = stages["patches"]
+        cells_bnd = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        chosen_bnd = jnp.take_along_axis(cells_bnd, view.keep[:, :, None], axis=1)
+        x_bmd = jnp.concatenate(jnp.split(chosen_bnd, 2, axis=1), axis=-1)
+        for name in ("hidden0", "hidden1"):
+            x_bmd = nn.relu(Dense(self.dim, self.dtype, name=name)(x_bmd))
+        return Dense(2, self.dtype, name="predict")(x_bmd).astype(jnp.float32)
+
+
 class ImageDecoder(nn.Module):
     """A light convolutional decoder (ours): the last feature map → float32 [B, size, size, 3].
 
@@ -150,6 +174,7 @@ class ImageDecoder(nn.Module):
 DECODERS = {
     "cells": CellDecoder,
     "image": ImageDecoder,
+    "pairs": PairHeads,
     "tiles": TileHeads,
     "tokens": TokenDecoder,
 }

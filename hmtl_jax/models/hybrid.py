@@ -1,5 +1,6 @@
 """The hybrid model: one encoder for every view, a head a task, a decoder a pretext."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -15,32 +16,44 @@ class Hybrid(nn.Module):
 
     heads: a module a task. reads: for each task the owners of the views it reads in training (the
     clean view it reads whenever there is one). decoders: a module a pretext; each reads that
-    pretext's views, NAME or NAME/0, NAME/1 …. fuse: the view whose stages every head gets beside
-    those of its own view, or "". decode: run the decoders too; evaluation never does.
+    pretext's views, NAME or NAME/0, NAME/1 …. on_clean: pretexts whose decoder reads the clean
+    view instead, and whose own are not encoded. compared: for each task the owners of further
+    views that its head answers to, without being trained there. fuse: the view whose stages every
+    head gets beside those of its own view, or "". decode: run the decoders too, and what is
+    compared; evaluation never does.
     """
 
     encoder: nn.Module
     heads: Mapping[str, nn.Module]
     decoders: Mapping[str, nn.Module]
     reads: Mapping[str, tuple[str, ...]]
+    on_clean: tuple[str, ...] = ()
+    compared: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     fuse: str = ""
 
     def __call__(
         self, views: Mapping[str, View], *, train: bool = False, decode: bool = True
     ) -> dict[str, dict[str, jax.Array]]:
-        stages = self.encode(views, train=train)
-        fused = [view for view in stages if view.partition("/")[0] == self.fuse][:1]
+        own = {view: of for view, of in views.items() if owner_of(view) not in self.on_clean}
+        stages = self.encode(own, train=train)
+        fused = [view for view in stages if owner_of(view) == self.fuse][:1]
         beside = [stages[view] for view in fused]
         outputs: dict[str, dict[str, jax.Array]] = {}
         for view, found in stages.items():
-            owner = view.partition("/")[0]
+            owner = owner_of(view)
             outputs[view] = {
                 name: head(found, *beside, train=train)
                 for name, head in self.heads.items()
                 if owner in ("clean", *self.reads[name])
+                or (decode and owner in self.compared.get(name, ()))
             }
             if decode and owner in self.decoders:
                 outputs[view][owner] = self.decoders[owner](found, views[view], train=train)
+        if decode:
+            for view in views.keys() - stages.keys():
+                decoder = self.decoders[owner_of(view)]
+                read = decoder(stages["clean"], views[view], train=train)
+                outputs[view] = {owner_of(view): read}
         return outputs
 
     def features(self, images_bhwc: jax.Array) -> dict[str, jax.Array]:
@@ -61,6 +74,11 @@ class Hybrid(nn.Module):
             for index, name in enumerate(names):
                 stages[name] = {key: part[:, index] for key, part in parts.items()}
         return stages
+
+
+def owner_of(view: str) -> str:
+    """The pretext that a view belongs to, or `clean`."""
+    return view.partition("/")[0]
 
 
 def interleaved(*rows_bx: jax.Array) -> jax.Array:

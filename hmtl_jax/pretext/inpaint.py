@@ -51,6 +51,7 @@ class Inpaint:
     decoder_dim: int = 128
     decoder_depth: int = 2
 
+    reads: ClassVar = "own"
     unlearned: ClassVar[str] = "a smaller share, a larger weight, or a longer run"
     FILLED: ClassVar = ("image_size",)
     LIMITS: ClassVar = {

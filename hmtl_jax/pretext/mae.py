@@ -17,9 +17,9 @@ import numpy as np
 
 from hmtl_jax import limits, textures
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.images import denormalise, normalise, paint
+from hmtl_jax.images import denormalise, normalise
 from hmtl_jax.patches import patchify, unpatchify
-from hmtl_jax.pretext import skill
+from hmtl_jax.pretext import masking, skill
 from hmtl_jax.view import View
 
 DECODERS = ("cells", "tokens")
@@ -66,6 +66,7 @@ class Mae:
         "decoder_depth": limits.whole(1),
         "decoder_heads": limits.whole(1),
     }
+    reads: ClassVar = "own"
     unlearned: ClassVar[str] = (
         "a target that can be foreseen, such as 'rgb' or the bits of a texture over cells, "
         "model.positions='centred', a larger weight, or a longer run"
@@ -78,7 +79,7 @@ class Mae:
         lookup(dict.fromkeys(LOSSES), self.loss, "pretexts.mae.loss")
         if self.decoder:
             lookup(dict.fromkeys(DECODERS), self.decoder, "pretexts.mae.decoder")
-        self._check_masks()
+        masking.check("pretexts.mae", self.image_size, self.patch, self.mask_ratio)
         self._check_targets()
         self._check_decoder()
 
@@ -102,7 +103,7 @@ class Mae:
 
     @property
     def num_kept(self) -> int:
-        return int(self.num_patches * (1 - self.mask_ratio))
+        return masking.kept(self.num_patches, self.mask_ratio)
 
     def decoder_spec(self) -> dict:
         """What models/decoders.py needs to build the decoder: its kind and its arguments."""
@@ -136,17 +137,12 @@ class Mae:
         and its target: `hidden` float32 [B, N], 1 where a patch is masked, and for each name in
         `targets` its patches [B, N, patch² × channels], float32, or int32 classes.
         """
-        noise_bn = jax.vmap(lambda key: jax.random.uniform(key, (self.num_patches,)))(rngs_b)
-        order_bn = jnp.argsort(noise_bn, axis=1)
-        hidden_bn = (jnp.argsort(order_bn, axis=1) >= self.num_kept).astype(jnp.float32)
+        keep_bk, hidden_bn = masking.draw(rngs_b, self.num_patches, self.num_kept)
         target = {"hidden": hidden_bn}
         for name in self.targets:
             target[name] = self.target_patches(name, images_bhwc)
         shown = textures.as_input(self.input, images_bhwc)
-        if self._drops:
-            view = View(shown, order_bn[:, : self.num_kept])
-        else:
-            view = View(paint(shown, hidden_map(hidden_bn, self.patch, self.grid)))
+        view = masking.shown(shown, keep_bk, hidden_bn, self.patch, self._drops)
         return ((view, target),)
 
     def target_patches(self, name: str, images_bhwc: jax.Array) -> jax.Array:
@@ -202,7 +198,7 @@ class Mae:
         A reconstruction shows the prediction where patches were masked, and the truth elsewhere.
         """
         hidden = target["hidden"]
-        masked = view.images * (1 - hidden_map(hidden, self.patch, self.grid))
+        masked = view.images * (1 - masking.hidden_map(hidden, self.patch, self.grid))
         found = {"input": images, "masked": np.asarray(masked)}
         for name in self.targets:
             truth, predicted = target[name], output[name]
@@ -224,24 +220,6 @@ class Mae:
         if maps.shape[-1] not in (1, 3):
             maps = jnp.mean(maps, axis=-1, keepdims=True)
         return np.clip(np.asarray(maps), 0.0, 1.0)
-
-    def _check_masks(self):
-        if self.image_size % self.patch:
-            raise UserError(
-                f"pretexts.mae masks squares of {self.patch} pixels, which do not fit "
-                f"data.image_size {self.image_size}; choose a multiple of {self.patch}."
-            )
-        if self.num_patches == 1:
-            raise UserError(
-                f"pretexts.mae: one patch of {self.patch} pixels is the whole image, so nothing "
-                "can be masked; choose a larger data.image_size, or an encoder of finer patches, "
-                "such as one with '-small'."
-            )
-        if not 0 < self.num_kept < self.num_patches:
-            raise UserError(
-                f"pretexts.mae.mask_ratio {self.mask_ratio} leaves {self.num_kept} of "
-                f"{self.num_patches} patches; choose a ratio that keeps some and hides some."
-            )
 
     def _check_targets(self):
         targets, weights = self.targets, self.target_weights
@@ -287,8 +265,3 @@ def cross_entropy(logits_bnq: jax.Array, classes_bnp: jax.Array) -> jax.Array:
     logits = logits_bnq.reshape(*classes_bnp.shape, -1)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     return -jnp.take_along_axis(log_p, classes_bnp[..., None], axis=-1)[..., 0]
-
-
-def hidden_map(hidden_bn: jax.Array, patch: int, grid: int) -> jax.Array:
-    """[B, N] by patch → [B, H, W, 1] by pixel."""
-    return unpatchify(jnp.repeat(hidden_bn[:, :, None], patch**2, axis=2), patch, grid)

@@ -42,6 +42,7 @@ class Puzzle:
     rotate: bool = False
 
     kind: ClassVar[str] = "puzzle"
+    reads: ClassVar = "own"
     unlearned: ClassVar[str] = (
         "fewer tiles, model.positions='centred' for a ViT, model.pool='cls', or a longer run"
     )

@@ -35,6 +35,18 @@ def of_values(found: jax.Array, wanted: jax.Array, hidden: jax.Array, mask_b: ja
     return error_b, unseen * jnp.sum(jnp.square(wanted - mean) * hidden, axis=axes)
 
 
+def of_distributions(log_p_bc: jax.Array, wanted_bc: jax.Array, mask_b: jax.Array) -> Errors:
+    """Of distributions: their divergence from the wanted ones against that of the mean of these."""
+    counted = mask_b[:, None]
+    mean_1c = jnp.sum(wanted_bc * counted, axis=0, keepdims=True) / jnp.maximum(mask_b.sum(), 1.0)
+    entropy_b = jnp.sum(jax.scipy.special.entr(wanted_bc), axis=-1)
+
+    def divergence(log_p):
+        return -jnp.sum(wanted_bc * log_p, axis=-1) - entropy_b
+
+    return divergence(log_p_bc), divergence(jnp.log(jnp.maximum(mean_1c, 1e-12)))
+
+
 def of_codes(
     error_bn: jax.Array, classes_bnp: jax.Array, count: int, hidden_bn: jax.Array, mask_b: jax.Array
 ) -> Errors:

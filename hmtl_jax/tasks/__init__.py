@@ -16,7 +16,8 @@ A task is a frozen dataclass with
 - LIMITS, what each of its settings may be (see limits.py), and `metric_names`, the measures that
   `metrics` may yield,
 - what it forbids: `mixes` as above, `bears_warps`, whether a picture may be turned and sheared
-  without a falsified label, `couples_rows`, whether its loss is taken over the whole batch.
+  without a falsified label, `couples_rows`, whether its loss is taken over the whole batch;
+  `distribution`, whether the softmax of its outputs is one, so that two answers can be compared.
 
 Missing labels are -1 in int labels and NaN in float labels. To add a task, write its file and its
 line below.

@@ -28,6 +28,7 @@ class Binary:
 
     mixes: ClassVar = True
     bears_warps: ClassVar = True
+    distribution: ClassVar = False
     couples_rows: ClassVar = False
     num_outputs: ClassVar = 1
     metric_names: ClassVar = ranking.NAMES

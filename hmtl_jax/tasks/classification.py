@@ -39,6 +39,7 @@ class Classification:
 
     mixes: ClassVar = True
     bears_warps: ClassVar = True
+    distribution: ClassVar = True
     couples_rows: ClassVar = False
     metric_names: ClassVar = classification.NAMES
     FILLED: ClassVar = ("classes", "priors")

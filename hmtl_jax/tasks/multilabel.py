@@ -34,6 +34,7 @@ class Multilabel:
 
     mixes: ClassVar = True
     bears_warps: ClassVar = True
+    distribution: ClassVar = False
     couples_rows: ClassVar = False
     metric_names: ClassVar = multilabel.MEANS
     FILLED: ClassVar = ("names",)

@@ -43,6 +43,7 @@ class Pose:
 
     mixes: ClassVar = False
     bears_warps: ClassVar = False
+    distribution: ClassVar = False
     couples_rows: ClassVar = False
     metric_names: ClassVar = pose.NAMES
     FILLED: ClassVar = ("names",)
