@@ -1,4 +1,4 @@
-"""A split through eval_step to predictions on the host to metrics; each example counts once."""
+"""A split through measure_step to predictions on the host to metrics; each example counts once."""
 
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -25,13 +25,13 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         found = trained.load(folder, mesh)
-        report(found, config, mesh, eval_step(found.program, mesh))
+        report(found, config, mesh, measure_step(found.program, mesh))
 
 
-def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, eval_step: Any) -> None:
+def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: Any) -> None:
     """Evaluates the test split that `config.data` names, draws the pictures, and says the result.
 
-    eval_step: of the run's program; the one that training has compiled already, where there is one.
+    measure_step: of the run's program; the one that training has compiled, where there is one.
     Leaves eval/SPLIT-STEP.json, or NAME-DIGEST-SPLIT-STEP.json for other data than the run's own.
     """
     split, found, left = config.data.test, {}, []
@@ -40,7 +40,7 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, eval_step: Any)
         identity = records.identity(config.data.data_dir, config.data.name)
         own = identity["digest"] == run.data["digest"]
         source = records.open_split(config.data.data_dir, config.data.name, split)
-        found = of_split(eval_step, run.program, run.variables, source, config)
+        found = of_split(measure_step, run.program, run.variables, source, config)
         other = "" if own else f"{identity['name']}-{identity['digest'][:8]}-"
         file = f"eval/{other}{split}-{run.step}.json"
         write(run.run / file, about(run.config, run.step, split, identity) | found)
@@ -59,17 +59,23 @@ def about(config: ConfigDict, step: int, split: str, identity: Mapping[str, Any]
         "step": step,
         "split": split,
         "data": {key: identity[key] for key in ("name", "version", "digest")},
-        "weights": "moving average" if config.optim.ema else "last",
+        "weights": weights_of(config),
     }
 
 
-def eval_step(program: Program, mesh: Mesh) -> Any:
-    """infer.eval_step compiled for a program, its outputs on every device."""
-    return build.jitted(infer.eval_step, program, out_shardings=sharding.replicated(mesh))
+def weights_of(config: ConfigDict) -> str:
+    """Which weights a run is evaluated with."""
+    own = config.optim.name == "schedule_free"
+    return "the optimizer's average" if own else "moving average" if config.optim.ema else "last"
+
+
+def measure_step(program: Program, mesh: Mesh) -> Any:
+    """infer.measure_step compiled for a program, its outputs on every device."""
+    return build.jitted(infer.measure_step, program, out_shardings=sharding.replicated(mesh))
 
 
 def of_split(
-    eval_step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
+    measure_step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
 ) -> dict[str, Any]:
     """The metrics of each task on a split, and how many examples it has; equal on every process."""
     labels = build.labels_of(program.tasks)
@@ -82,20 +88,22 @@ def of_split(
     mesh = jax.sharding.get_mesh()
     size = sharding.divisible(config.eval_batch_size or config.batch_size, mesh)
     batches = pipeline.eval_batches(source, **build.loading(config, labels, size))
-    found = predictions(eval_step, variables, batches, mesh)
+    found = predictions(measure_step, variables, batches, mesh)
     examples = len(found["labels"]["index"])
     counted = {"examples": examples, "skipped_images": len(source) - examples}
-    return counted | metrics(program.tasks, found) | skills(found.get("errors", {}))
+    return counted | metrics(program.tasks, found) | skills(found["errors"])
 
 
-def predictions(eval_step: Any, variables: Any, batches: Iterable, mesh: Mesh) -> dict[str, dict]:
+def predictions(
+    measure_step: Any, variables: Any, batches: Iterable, mesh: Mesh
+) -> dict[str, dict]:
     """All valid rows of a split: `predictions`, `labels` and `errors` by name, NumPy [N, …].
 
-    The same on every process: eval_step must return replicated arrays.
+    The same on every process: measure_step must return replicated arrays.
     """
     parts = []
     for batch in batches:
-        found = jax.device_get(eval_step(variables, sharding.to_devices(batch, mesh)))
+        found = jax.device_get(measure_step(variables, sharding.to_devices(batch, mesh)))
         valid = found["labels"].pop("valid")
         parts.append(jax.tree.map(lambda rows, valid=valid: rows[valid], found))
     joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

@@ -26,20 +26,21 @@ def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> di
 
 
 def eval_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
-    """Predictions of every task on the clean view, with the labels and the mask beside them.
-
-    Beside them, under `errors`, what program.skills tells of each pretext on unaugmented images.
-    """
+    """Predictions of every task on the clean view, with the labels and the mask beside them."""
     images = augment.to_float(batch["image"], program.image_size)
     outputs = clean_outputs(program, variables, images) if program.tasks else {}
     predictions = {name: task.predict(outputs[name]) for name, task in program.tasks.items()}
     labels = {name: value for name, value in batch.items() if name != "image"}
-    found = {"predictions": predictions, "labels": labels}
-    if program.pretexts:
-        _, targets, outputs = pretext_outputs(program, variables, images, batch["index"])
-        masks = dict.fromkeys(program.pretexts, batch["valid"].astype(jnp.float32))
-        found["errors"] = skills(program, outputs, targets, masks)
-    return found
+    return {"predictions": predictions, "labels": labels}
+
+
+def measure_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
+    """eval_step, and under `errors` what program.skills tells of each pretext, by leaf [B, 2]."""
+    images = augment.to_float(batch["image"], program.image_size)
+    _, targets, outputs = pretext_outputs(program, variables, images, batch["index"])
+    masks = dict.fromkeys(program.pretexts, batch["valid"].astype(jnp.float32))
+    errors = skills(program, outputs, targets, masks)
+    return eval_step(program, variables, batch) | {"errors": errors}
 
 
 def pretext_outputs(program: Program, variables: Mapping, images: jax.Array, index: jax.Array):

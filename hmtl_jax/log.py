@@ -27,10 +27,23 @@ class Interval:
     rows: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
     waited: float = 0.0  # seconds without a batch
     closed: float = 0.0  # the clock when its last step was handed to the devices
+    asked: bool = False  # whether the devices have been asked since
+    done: float | None = None  # the clock when they were first seen to have done it
+
+    def ask(self, now: float) -> None:
+        """Asks whether the devices have done it, without waiting.
+
+        Those that have at once were waiting for the host, and done when the last step was handed
+        over. The others are behind it: a CPU backend queues thirty steps.
+        """
+        if self.rows and self.done is None:
+            if all(value.is_ready() for value in self.rows[-1][1].values()):
+                self.done = now if self.asked else self.closed
+            self.asked = True
 
 
 class Log:
-    """Metrics of each step, fetched one interval late so that the host never waits for a device.
+    """Metrics of each step, fetched one interval late, so that no device ever waits for the host.
 
     Args:
       writer: of metrics.jsonl; None on the processes that do not lead.
@@ -58,6 +71,7 @@ class Log:
 
     def keep(self, at: int, metrics: Metrics, waited: float) -> None:
         """Remembers the metrics of a step, and how long the host waited for its batch."""
+        self.running.ask(self.clock.seconds)
         self.open.rows.append((at, metrics))
         self.open.waited += waited
         if not self.compiled:
@@ -86,11 +100,10 @@ class Log:
     def _emit(self, interval: Interval) -> None:
         if not interval.rows:
             return
-        at, last = interval.rows[-1]
-        # An interval that was done before anybody asked ended when its last batch was handed over.
-        was_done = all(value.is_ready() for value in last.values())
+        at, _ = interval.rows[-1]
+        interval.ask(self.clock.seconds)
         rows = [(step, jax.device_get(metrics)) for step, metrics in interval.rows]
-        ended = max(interval.closed if was_done else self.clock.seconds, self.ended)
+        ended = max(self.clock.seconds if interval.done is None else interval.done, self.ended)
         seconds, self.ended = ended - self.ended, ended
         self.clock.count(self.batch_size * (len(rows) - self.counted))
         self.counted = 0

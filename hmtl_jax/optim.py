@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
 from hmtl_jax.errors import UserError, lookup
 
@@ -60,7 +61,71 @@ def sgd(cfg: Any, lr: Callable) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(lr, momentum=cfg.b1, nesterov=True))
 
 
-OPTIMIZERS = {"adamw": adamw, "lion": lion, "sgd": sgd}
+def muon(cfg: Any, lr: Callable) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for the matrices between layers, NAdamW for all else, by one rate.
+
+    Muon's steps are brought to the root mean square of AdamW's, 0.2 (Liu 2025, arXiv 2502.16982).
+    Its momentum is 0.95; `b1` and `b2` are AdamW's. Both decay what decay_mask says.
+    """
+    return contrib.muon(
+        lr,
+        weight_decay=cfg.weight_decay,
+        weight_decay_mask=decay_mask,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        adam_weight_decay=cfg.weight_decay,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+
+
+# Kernels that are no matrices between layers: what reads pixels, and what predicts.
+ENDS = re.compile(r"^heads_|/(embed|stem|predict\w*|pixels_\w+)/")
+
+
+def matrices(params: Any) -> Any:
+    """For each parameter the axes of the matrix that it is to Muon, or None.
+
+    A convolution's kernel is a matrix of its places and channels; scanned blocks have one a layer.
+    """
+
+    def axes(path: str, leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        if not path.endswith("/kernel") or ENDS.search(path) or leaf.ndim < 2:
+            return None
+        first = 1 if SCANNED in path else 0
+        return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree.map(axes, paths(params), params)
+
+
+def schedule_free(cfg: Any, lr: Callable) -> optax.GradientTransformation:
+    """Schedule-free AdamW (Defazio 2024, arXiv 2405.15682): its average takes the decay's place.
+
+    `b1` is the share of the average in the point where gradients are taken. What is evaluated is
+    the average (see averaged_params); batch statistics are those of that point (ours).
+    """
+    base = optax.chain(
+        optax.scale_by_rms(cfg.b2, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(cfg.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(lr),
+    )
+    return contrib.schedule_free(base, lr, b1=cfg.b1)
+
+
+def averaged_params(opt_state: Any, params: Any) -> Any:
+    """The average that schedule_free keeps, or None under another optimizer."""
+    of_it = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=of_it) if of_it(node)]
+    return contrib.schedule_free_eval_params(found[0], params) if found else None
+
+
+OPTIMIZERS = {
+    "adamw": adamw,
+    "lion": lion,
+    "muon": muon,
+    "schedule_free": schedule_free,
+    "sgd": sgd,
+}
 
 
 # Where in the encoder a parameter lies, from its path: below all layers, or in which of them.

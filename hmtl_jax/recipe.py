@@ -69,7 +69,7 @@ def defaults() -> ConfigDict:
     config.weighting = weighting_defaults()
 
     config.optim = ConfigDict()
-    config.optim.name = "adamw"
+    config.optim.name = "adamw"  # lion, muon, schedule_free, sgd
     config.optim.lr = 1e-3
     config.optim.schedule = "cosine"
     config.optim.final_lr = 1e-6

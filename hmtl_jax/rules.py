@@ -73,10 +73,22 @@ def check(config: ConfigDict) -> None:
     _check_names(config)
     _check_stream(config)
     _check_unlabelled(config)
+    _check_schedule_free(config)
     if not config.data.name:
         raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
     if not config.steps and not config.epochs:
         raise UserError("The recipe trains for no step; set epochs or steps above 0.")
+
+
+def _check_schedule_free(config: ConfigDict) -> None:
+    """It averages what it trains, and the average takes the place of a schedule."""
+    wanted = {"schedule": "constant", "ema": 0.0, "layer_decay": 1.0, "freeze": ""}
+    for key, value in wanted.items():
+        if config.optim.name == "schedule_free" and config.optim[key] != value:
+            raise UserError(
+                f"optim.name 'schedule_free' does not go with optim.{key} "
+                f"{config.optim[key]!r}; set it to {value!r}."
+            )
 
 
 def _check_unlabelled(config: ConfigDict) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hmtl_jax import sharding
+from hmtl_jax import optim, sharding
 
 
 @jax.tree_util.register_dataclass
@@ -15,7 +15,8 @@ from hmtl_jax import sharding
 class TrainState:
     """step int32 []; params float32; batch_stats, ema empty where the recipe has none.
 
-    `ema` holds the moving averages of `params` and `batch_stats` under these names; `task_weights`
+    `ema` holds the moving averages of `params` and `batch_stats` under these names, or the average
+    that the optimizer keeps; `task_weights`
     is what a weighting learns or remembers; `frozen` holds the variables of the program's networks
     that are read and never trained.
     """
@@ -60,14 +61,16 @@ def create(training: Any) -> TrainState:
     program = training.program
     variables = program.init_model(jax.random.key(program.seed))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    opt_state = training.tx.init(params)
+    averaging = training.ema or optim.averaged_params(opt_state, params) is not None
     # A copy: the state is donated, and a buffer cannot be donated twice.
     averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=training.tx.init(params),
-        ema=averages if training.ema else {},
+        opt_state=opt_state,
+        ema=averages if averaging else {},
         task_weights=training.weighting.init(),
         frozen=program.init_networks(jax.random.key(program.seed)),
     )

@@ -172,7 +172,7 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=moving_average(training.ema, state, params, batch_stats),
+        ema=evaluated(training.ema, state, params, batch_stats, opt_state),
         task_weights=carried,
         frozen=state.frozen,
     )
@@ -285,10 +285,16 @@ def frozen_features(program: Program, state: TrainState, name: str) -> Callable:
     return features
 
 
-def moving_average(decay: float, state: TrainState, params: Any, batch_stats: Any) -> Any:
-    """The average of weights and statistics; its decay warms up as (1 + t) / (10 + t)."""
-    if not decay:
+def evaluated(decay: float, state: TrainState, params: Any, batch_stats: Any, opt_state: Any):
+    """What is evaluated in the place of the weights, where the recipe keeps such a thing.
+
+    The average of weights and statistics, whose decay warms up as (1 + t) / (10 + t); or the
+    optimizer's own.
+    """
+    if not state.ema:
         return {}
+    if not decay:
+        return {"params": optim.averaged_params(opt_state, params), "batch_stats": batch_stats}
     step = state.step.astype(jnp.float32)
     decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     new = {"params": params, "batch_stats": batch_stats}

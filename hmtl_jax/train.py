@@ -73,7 +73,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         # Traced here, because what does not fit shall be told before anything is written.
         rows = sharding.of_batch(batches.abstract(config.batch_size), mesh)
         jax.eval_shape(train_step, abstract, rows)
-        eval_step = evaluate.eval_step(training.program, mesh)
+        measure_step = evaluate.measure_step(training.program, mesh)
         describe(config, training.program, abstract, batches, steps)
 
         ##### The state to begin with, and the workdir #####
@@ -103,7 +103,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
             """Evaluates the validation split; returns what chooses the best checkpoint."""
             if validation is None:
                 return None
-            found = evaluate.of_split(eval_step, training.program, variables, validation, config)
+            found = evaluate.of_split(measure_step, training.program, variables, validation, config)
             return scored(config, folder, at, found, identity, writer)
 
         def save(at: int, current: state.TrainState, score: float | None) -> None:
@@ -157,7 +157,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         preemption.close()
         # The report reads what it needs of the chosen state: it is not to stand beside this one.
         del current, resumed
-        evaluate.report(trained.load(folder, mesh), config, mesh, eval_step)
+        evaluate.report(trained.load(folder, mesh), config, mesh, measure_step)
 
 
 def open_splits(config: ConfigDict) -> dict[str, records.Source]:

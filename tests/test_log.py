@@ -153,3 +153,19 @@ def test_a_pretext_that_learns_nothing_is_named_once_with_what_to_try(tmp_path, 
     assert named[0].endswith("try another target")
     assert "skill/mae/rgb 0.400" in printed
     assert lines[0]["skill/mae/lbp"] == pytest.approx(0.01)
+
+
+def test_a_host_that_runs_ahead_does_not_make_the_device_faster(tmp_path):
+    """Its queue takes many steps; an interval does not end when the last one is handed over."""
+
+    class Queue(Machine):
+        depth = 30
+
+        def dispatch(self, **values):
+            # Blocks while the queue is full, as a CPU backend does.
+            self.now = max(self.now, self.busy_until - self.depth * self.seconds)
+            return super().dispatch(**values)
+
+    lines = train(tmp_path, Queue(0.5), 200, 50, first=0.5)
+    speeds = [line["images_per_second"] for line in lines]
+    assert speeds == pytest.approx([BATCH / 0.5] * 4, rel=0.03)

@@ -1,12 +1,17 @@
 """Optimizers, schedules, decay and freezing do what a recipe's keys say."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import traverse_util
 
-from hmtl_jax import optim, recipe
+from hmtl_jax import optim, recipe, rules, state, step
 from hmtl_jax.errors import UserError
+from tests import tiny
 
 B1, B2, DECAY = 0.8, 0.9, 0.1
 
@@ -56,8 +61,8 @@ def by_hand(update, lr=0.01, steps=3):
     def one(path, param, *gradients):
         param, memory = np.asarray(param, np.float64), {}
         decay = DECAY if path[-1].key == "kernel" else 0.0
-        for step, gradient in enumerate(np.asarray(g, np.float64) for g in gradients):
-            param = update(param, memory, gradient, step + 1, lr * (step + 1), decay)
+        for at, gradient in enumerate(np.asarray(g, np.float64) for g in gradients):
+            param = update(param, memory, gradient, at + 1, lr * (at + 1), decay)
         return param
 
     all_grads = [grads(seed) for seed in range(steps)]
@@ -161,7 +166,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_refused():
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(UserError, match="Unknown optimizer 'adam'; known: adamw, lion, sgd"):
+    with pytest.raises(UserError, match="Unknown optimizer 'adam'; known: adamw, lion, muon, sch"):
         optim.make_optimizer(cfg(name="adam"), lambda count: 0.1)
     with pytest.raises(UserError, match=r"Unknown schedule 'cosin'; known: constant, cosine.*Did"):
         optim.make_schedule(cfg(schedule="cosin"), 10, 0)
@@ -270,3 +275,134 @@ def test_without_layers_every_step_is_whole():
     tx = optim.scale_by_layer(0.5)
     updates, _ = tx.update({"heads_a": {"kernel": jnp.ones(3)}}, tx.init({}))
     np.testing.assert_array_equal(updates["heads_a"]["kernel"], np.ones(3))
+
+
+##### Muon and schedule-free #####
+
+
+def of_model():
+    """Parameters in the places that a model has them, and gradients for them."""
+    rng = np.random.default_rng(1)
+    shapes = {
+        "encoder/embed/kernel": (12, 8),
+        "encoder/blocks/block00/qkv/kernel": (8, 24),
+        "encoder/blocks/block00/qkv/bias": (24,),
+        "encoder/blocks/scanned/fc1/kernel": (3, 8, 16),
+        "encoder/stage1_block0/conv1/kernel": (3, 3, 4, 8),
+        "encoder/stem/kernel": (3, 3, 4, 8),
+        "encoder/positions_table": (5, 8),
+        "decoders_mae/predict_rgb/kernel": (8, 6),
+        "heads_expression/linear/kernel": (8, 4),
+    }
+    drawn = {key: jnp.asarray(rng.normal(size=shape), jnp.float32) for key, shape in shapes.items()}
+    return traverse_util.unflatten_dict(drawn, sep="/")
+
+
+MATRICES = {
+    "encoder/blocks/block00/qkv/kernel": (8, 24),
+    "encoder/blocks/scanned/fc1/kernel": (3, 8, 16),
+    "encoder/stage1_block0/conv1/kernel": (36, 8),
+}
+
+
+def updates_of(name, steps=1, **settings):
+    tx = optim.make_optimizer(cfg(name=name, weight_decay=0.0, **settings), lambda count: 0.01)
+    given = now = of_model()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        state = tx.init(now)
+        for _ in range(steps):
+            updates, state = jax.jit(tx.update)(given, state, now)
+            now = jax.tree.map(jnp.add, now, updates)
+    flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(updates, sep="/").items()}
+    return flat, state, now
+
+
+def test_muon_makes_the_matrices_between_layers_orthogonal_and_leaves_the_rest_to_adamw():
+    found, _, _ = updates_of("muon")
+    # Optax's Muon gives the others Nesterov's momentum.
+    nesterov = optax.adamw(0.01, B1, B2, weight_decay=0.0, nesterov=True)
+    with jax.numpy_dtype_promotion("standard"):
+        adamw, _ = nesterov.update(of_model(), nesterov.init(of_model()), of_model())
+    adamw = traverse_util.flatten_dict(adamw, sep="/")
+    for key, update in found.items():
+        if key not in MATRICES:
+            np.testing.assert_allclose(update, adamw[key], rtol=1e-4, err_msg=key)
+            continue
+        layers = update.reshape(MATRICES[key])
+        for layer in layers if layers.ndim == 3 else [layers]:
+            singular = np.linalg.svd(layer, compute_uv=False)
+            # Its five iterations bring singular values near one, not to it.
+            assert singular.max() / singular.min() < 2.5, key
+            assert 0.0012 < np.sqrt(np.mean(layer**2)) < 0.0028, key  # 0.2 of the rate
+
+
+def test_muon_decays_what_adamw_decays():
+    tx = optim.make_optimizer(cfg(name="muon"), lambda count: 0.01)
+    now = of_model()
+    zero = jax.tree.map(jnp.zeros_like, now)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        updates, _ = jax.jit(tx.update)(zero, tx.init(now), now)
+    found = traverse_util.flatten_dict(updates, sep="/")
+    for key, param in traverse_util.flatten_dict(now, sep="/").items():
+        if key.endswith("kernel"):
+            np.testing.assert_allclose(found[key], -0.01 * DECAY * param, rtol=1e-4, err_msg=key)
+        else:
+            assert key.endswith(("bias", "positions_table"))
+
+
+def test_schedule_free_is_its_definition():
+    """The paper's equations, one array at a time, without momentum's first moment."""
+    _, state, y = updates_of("schedule_free", steps=4)
+    gradient = np.asarray(of_model()["heads_expression"]["linear"]["kernel"], np.float64)
+    z = x = point = gradient.copy()  # gradients are the parameters' first values here
+    second = np.zeros_like(z)
+    for at in range(1, 5):
+        second = B2 * second + (1 - B2) * gradient**2
+        z = z - 0.01 * gradient / (np.sqrt(second / (1 - B2**at)) + 1e-8)
+        x = (1 - 1 / at) * x + z / at
+        point = (1 - B1) * z + B1 * x
+    np.testing.assert_allclose(y["heads_expression"]["linear"]["kernel"], point, rtol=1e-4)
+    averages = optim.averaged_params(state, y)
+    np.testing.assert_allclose(averages["heads_expression"]["linear"]["kernel"], x, rtol=1e-4)
+    assert optim.averaged_params(updates_of("adamw")[1], y) is None
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_the_average_of_schedule_free_is_what_is_evaluated(clip):
+    config = tiny.config(8, name="schedule_free", clip=clip, lr=0.01)
+    training = tiny.training(config)
+    current = state.create(training)
+    run = jax.jit(functools.partial(step.train_step, training))
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(3):
+            current, metrics = run(current, tiny.batch(8))
+    wanted = optim.averaged_params(current.opt_state, current.params)
+    found = state.evaluation_variables(current)["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
+    far = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, current.params)
+    assert max(jax.tree.leaves(far)) > 1e-4
+    assert metrics["lr"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("schedule", "cosine"), ("ema", 0.9), ("layer_decay", 0.7), ("freeze", "a")]
+)
+def test_schedule_free_takes_no_schedule_and_no_other_average(key, value):
+    config = tiny.config(8, name="schedule_free")
+    rules.check(config)
+    config.optim[key] = value
+    with pytest.raises(UserError, match=rf"'schedule_free' does not go with optim\.{key}"):
+        rules.check(config)
+
+
+@pytest.mark.parametrize(("encoder", "scan"), [("16x2x2/4", True), ("cnn24", False)])
+def test_muon_trains_every_encoder(encoder, scan):
+    config = tiny.config(8, name="muon", clip=1.0)
+    config.model.encoder, config.model.scan = encoder, scan
+    training = tiny.training(config)
+    current = state.create(training)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        new, metrics = jax.jit(functools.partial(step.train_step, training))(current, tiny.batch(8))
+    assert np.isfinite(metrics["grad_norm"])
+    form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert form(new) == form(current)

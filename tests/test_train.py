@@ -95,7 +95,7 @@ def test_metrics_hold_the_promised_keys(finished):
     assert [line["step"] for line in training] == list(range(2, 19, 2))
     promised = {
         "step", "loss/total", "loss/expression", "loss/mae", "weight/expression", "weight/mae",
-        "count/expression", "count/mae",
+        "count/expression", "count/mae", "skill/mae",
         "lr", "grad_norm", "images_per_second", "data_wait_fraction", "nonfinite", "skipped_images",
     }  # fmt: skip
     for line in training:
@@ -106,7 +106,8 @@ def test_metrics_hold_the_promised_keys(finished):
         assert line["loss/total"] == pytest.approx(sum(parts), rel=1e-5)
     evaluated = [line for line in lines if "loss/total" not in line]
     assert [line["step"] for line in evaluated] == [6, 12, 18]
-    assert "eval/validation/expression/accuracy" in evaluated[0]
+    for line in evaluated:
+        assert {f"eval/validation/{m}" for m in ("expression/accuracy", "mae/skill")} < set(line)
 
 
 def test_training_learns(finished):
@@ -170,8 +171,8 @@ def test_a_run_is_opened_on_other_devices_without_its_data(finished, tiny_data, 
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
         run = trained.load(finished.workdir / "checkpoints" / "18", mesh)
         source = records.open_split(tiny_data, "synthetic", "validation")
-        eval_step = evaluate.eval_step(run.program, mesh)
-        found = evaluate.of_split(eval_step, run.program, run.variables, source, run.config)
+        measure = evaluate.measure_step(run.program, mesh)
+        found = evaluate.of_split(measure, run.program, run.variables, source, run.config)
     recorded = runs.evaluations(finished.workdir)["validation-18.json"]
     assert (run.step, run.why, run.run) == (18, "as named", finished.workdir)
     assert found["expression"]["nll"] == pytest.approx(recorded["expression"]["nll"], rel=1e-6)

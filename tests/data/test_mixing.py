@@ -122,7 +122,7 @@ def test_mixing_repeats_with_the_key_and_does_not_see_the_sharding(setting):
     assert len(parts[0].sharding.device_set) == 8
     for first, second, third in zip(whole, again, parts, strict=True):
         np.testing.assert_array_equal(first, second)
-        np.testing.assert_allclose(first, third, atol=1e-6)
+        np.testing.assert_allclose(first, third, atol=5e-6)
     other = MIX(jax.random.key(8), images, cfg)
     assert not np.array_equal(whole[2], other[2])
     assert len(np.unique(whole[2])) > 8

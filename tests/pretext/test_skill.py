@@ -109,7 +109,7 @@ def test_an_evaluation_has_the_skill_of_the_split_on_masks_that_stay():
     config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
     training = tiny.training(config)
     variables = state.evaluation_variables(state.create(training))
-    run = jax.jit(lambda batch: infer.eval_step(training.program, variables, batch)["errors"])
+    run = jax.jit(lambda batch: infer.measure_step(training.program, variables, batch)["errors"])
     batch = tiny.batch(8)
     whole = run(batch)
     assert set(whole) == {"mae/rgb", "mae/lbp", "puzzle"}
