@@ -17,9 +17,10 @@ import numpy as np
 
 from hmtl_jax import limits, textures
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.images import denormalise, normalise
+from hmtl_jax.images import denormalise
 from hmtl_jax.patches import patchify, unpatchify
 from hmtl_jax.pretext import masking, skill
+from hmtl_jax.textures import forms
 from hmtl_jax.view import View
 
 DECODERS = ("cells", "tokens")
@@ -33,12 +34,13 @@ class Mae:
     patch: the unit of the mask: the encoder's patch, or the pixels that a cell of its last feature
     map covers. drops_tokens: whether the encoder can read a subset of the patches. mask_ratio:
     share of the patches that are masked. input: what the view shows, `rgb` or a texture.
-    targets: what is rebuilt: `rgb` and names of textures. target_weights: one a target (all 1
-    where empty); L-SSAT publishes none. norm_patch: normalise each target patch to mean 0 and
-    variance 1 (off in SSAT). loss: `mse`, or `classes`: the codes of textures that have some are
-    classified pixel by pixel (ours), and the other targets are rebuilt as with `mse`. decoder:
-    `tokens` drops the masked patches, `cells` paints over them and predicts from each cell alone;
-    empty: `tokens` where the encoder can. The dim, depth and heads are of `tokens`: SSAT's for Ti
+    targets: what is rebuilt: `rgb` and textures, in the forms of textures/forms.py, as
+    `lbp_bits_4`; L-SSAT rebuilds codes, `lbp`, of which little can be foreseen. target_weights: one
+    a target (all 1 where empty); L-SSAT publishes none. norm_patch: normalise each target patch to
+    mean 0 and variance 1 (off in SSAT). loss: `mse`, or `classes`: the codes of textures that have
+    some are classified pixel by pixel (ours), and the other targets are rebuilt as with `mse`.
+    decoder: `tokens` drops the masked patches, `cells` paints over them and predicts from each cell
+    alone; empty: `tokens` where the encoder can. The dim, depth and heads are of `tokens`: SSAT's for Ti
     and S; for B, L and H it has 512, 8 and 16.
     """
 
@@ -68,7 +70,7 @@ class Mae:
     }
     reads: ClassVar = "own"
     unlearned: ClassVar[str] = (
-        "a target that can be foreseen, such as 'rgb' or the bits of a texture over cells, "
+        "a target that can be foreseen, such as 'rgb' or 'lbp_bits_4', "
         "model.positions='centred', a larger weight, or a longer run"
     )
     network: ClassVar = None  # in which losses compare features
@@ -90,8 +92,11 @@ class Mae:
 
     def classified(self, name: str) -> bool:
         """Whether the codes of a target are classified; else its values are rebuilt."""
-        discrete = name != "rgb" and textures.TEXTURES[name].values is not None
-        return discrete and self.loss == "classes"
+        return self.loss == "classes" and self.form(name).codes is not None
+
+    def form(self, name: str) -> forms.Target:
+        """What a target's name means, for this patch."""
+        return forms.parse(name, self.patch)
 
     @property
     def grid(self) -> int:
@@ -125,10 +130,10 @@ class Mae:
 
     def numbers(self, name: str) -> tuple[int, int]:
         """How many values a patch of this target has, and how many numbers predict each."""
-        channels = 3 if name == "rgb" else textures.TEXTURES[name].channels
-        codes = textures.TEXTURES[name].num_codes if self.classified(name) else 1
+        form = self.form(name)
+        codes = form.codes if self.classified(name) else 1
         assert codes is not None
-        return self.patch**2 * channels, codes
+        return (self.patch // form.cell) ** 2 * form.channels, codes
 
     def views(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[tuple[View, dict], ...]:
         """Masks each image on its own.
@@ -147,10 +152,10 @@ class Mae:
 
     def target_patches(self, name: str, images_bhwc: jax.Array) -> jax.Array:
         """The patches to rebuild: normalised pixels for `rgb`, else a texture scaled to [0, 1]."""
+        form = self.form(name)
         if self.classified(name):
-            return patchify(textures.classes(name, images_bhwc), self.patch)
-        maps = normalise(images_bhwc) if name == "rgb" else textures.target(name, images_bhwc)
-        patches_bnp = patchify(maps, self.patch)
+            return patchify(textures.classes(form.texture, images_bhwc), self.patch)
+        patches_bnp = patchify(form.maps(images_bhwc), self.patch // form.cell)
         if not self.norm_patch:
             return patches_bnp
         mean = jnp.mean(patches_bnp, axis=-1, keepdims=True)
@@ -211,12 +216,14 @@ class Mae:
 
     def _drawn(self, name: str, patches_bnp: np.ndarray) -> np.ndarray:
         """Patches of a target as what can be drawn: [B, H, W, 1 or 3] in [0, 1]."""
+        form = self.form(name)
         if self.classified(name):
-            codes = np.asarray(textures.TEXTURES[name].values, np.float32)
+            codes = np.asarray(textures.TEXTURES[form.texture].values, np.float32)
             patches_bnp = codes[patches_bnp] / codes[-1]
-        maps = unpatchify(jnp.asarray(patches_bnp), self.patch, self.grid)
-        if name == "rgb" and not self.norm_patch:
+        maps = unpatchify(jnp.asarray(patches_bnp), self.patch // form.cell, self.grid)
+        if form.texture == forms.RGB and not self.norm_patch:
             maps = denormalise(maps)
+        maps = jnp.repeat(jnp.repeat(maps, form.cell, axis=1), form.cell, axis=2)
         if maps.shape[-1] not in (1, 3):
             maps = jnp.mean(maps, axis=-1, keepdims=True)
         return np.clip(np.asarray(maps), 0.0, 1.0)
@@ -224,7 +231,7 @@ class Mae:
     def _check_targets(self):
         targets, weights = self.targets, self.target_weights
         for name in targets:
-            lookup({"rgb": None, **textures.TEXTURES}, name, "texture")
+            self.form(name)
         if len(set(targets)) != len(targets):
             raise UserError(f"pretexts.mae.targets {targets} names a target twice; name it once.")
         if weights and len(weights) != len(targets):

@@ -2,7 +2,7 @@
 
 A texture is one pure function of grey levels and one line in `TEXTURES`. All run on device, inside
 the jitted step, on the augmented images. They are taken from luma; `NAME_rgb` is the same texture
-of red, green and blue, one after the other.
+of red, green and blue, one after the other. forms.py has the forms in which they are targets.
 """
 
 import itertools
@@ -34,12 +34,14 @@ class Texture:
     values: the codes that can occur, ascending; None where the texture is continuous.
     channels: maps per image.
     of_each_colour: whether the grey levels are those of red, green and blue instead of luma.
+    bits: comparisons of which a code is made, its lowest bits; None where it is not made so.
     """
 
     codes: Callable[[jax.Array], jax.Array]
     values: tuple[int, ...] | None
     channels: int = 1
     of_each_colour: bool = False
+    bits: int | None = None
 
     @property
     def num_codes(self) -> int | None:
@@ -141,13 +143,13 @@ def _with_bits_set(count: int) -> tuple[int, ...]:
 
 
 TEXTURES: dict[str, Texture] = {
-    "lbp": Texture(lbp, tuple(range(256))),
+    "lbp": Texture(lbp, tuple(range(256)), bits=8),
     "lbp_uniform": Texture(partial(lbp, method="uniform"), tuple(range(10))),
     "lbp_ror": Texture(partial(lbp, method="ror"), _smallest_rotations(8)),
     "lbp_var": Texture(_log_var, None),
-    "ldp": Texture(ldp, _with_bits_set(3)),
-    "ltp": Texture(ltp, tuple(range(256)), channels=2),
-    "cs_lbp": Texture(cs_lbp, tuple(range(16))),
+    "ldp": Texture(ldp, _with_bits_set(3), bits=8),
+    "ltp": Texture(ltp, tuple(range(256)), channels=2, bits=8),
+    "cs_lbp": Texture(cs_lbp, tuple(range(16)), bits=4),
     "hog": Texture(hog, None, channels=9),
     "hog_4": Texture(partial(hog, cell=4), None, channels=9),
     "sobel": Texture(sobel, None),
