@@ -75,7 +75,35 @@ def ferplus(form: str, subset: float, epochs: int, names: Sequence[str], *more: 
 
 ALL = ("supervised", "puzzle", "inpaint", "mae_rgb", "mae_lbp", "mae_ldp", "mae_rgb_pretrain")
 SYNTHETIC = {"pose": "mae", "attributes": "accuracy", "affect": "ccc", "deepfake": "auc"}
+# Targets of the masked auto-encoder, each in the forms that it has.
+FORMS = (
+    "rgb", "rgb_patch",
+    "lbp", "lbp_4", "lbp_patch", "lbp_bits", "lbp_bits_2", "lbp_bits_4", "lbp_bits_patch",
+    "lbp_uniform", "lbp_uniform_histogram_4", "lbp_uniform_histogram",
+    "ldp", "ldp_bits", "ldp_bits_4", "ldp_bits_patch", "ldp_histogram",
+    "cs_lbp_bits_4", "ltp_bits_4", "sobel", "sobel_4", "hog",
+)  # fmt: skip
+
+
+def targets(recipe: str, *flags: str) -> dict:
+    """A method for each target of a recipe with a masked auto-encoder."""
+    return {name: one(recipe, *flags, f"--config.pretexts.mae.targets={name}") for name in FORMS}
+
+
 TABLES = {
+    "ferplus_targets_cpu": Table(
+        "FER+: how much of each target a ViT-96x3x3/8 learns to foresee, 1,500 steps of 128",
+        "mae/skill",
+        targets(
+            "ferplus_mae_rgb_pretrain:cpu",
+            "--config.model.encoder=96x3x3/8",
+            "--config.model.positions=centred",
+            "--config.steps=1500",
+            "--config.eval_every=1500",
+            "--config.optim.lr=1e-3",
+        ),
+        seeds=1,
+    ),
     "ferplus_20_cpu": Table(
         "FER+, 20 % of the labels, small ViT, 24 epochs at batch 32 (3,648 steps)",
         "expression/accuracy",

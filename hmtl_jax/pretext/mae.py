@@ -40,8 +40,8 @@ class Mae:
     mean 0 and variance 1 (off in SSAT). loss: `mse`, or `classes`: the codes of textures that have
     some are classified pixel by pixel (ours), and the other targets are rebuilt as with `mse`.
     decoder: `tokens` drops the masked patches, `cells` paints over them and predicts from each cell
-    alone; empty: `tokens` where the encoder can. The dim, depth and heads are of `tokens`: SSAT's for Ti
-    and S; for B, L and H it has 512, 8 and 16.
+    alone; empty: `tokens` where the encoder can. The dim, depth and heads are of `tokens`: SSAT's
+    for Ti and S; for B, L and H it has 512, 8 and 16.
     """
 
     patch: int
