@@ -51,8 +51,8 @@ class TrainingData:
 
 def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
     """The recipe's tasks for a training split: each takes from it what it needs."""
-    data, made = config.data, {}
-    rows = pipeline.choose(source, data.subset, data.labelled, recipe.stratified_by(config) or None)
+    made, stratify = {}, recipe.stratified_by(config) or None
+    rows = pipeline.choose(source, config.data.subset, config.data.labelled, stratify)
     data = TrainingData(source, rows.numbers[rows.labelled])
     for name, part in config.tasks.items():
         cls, settings = lookup(tasks.TASKS, part.kind, "task"), _settings(part)
@@ -61,8 +61,8 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
             _check_labels(name, key, (read,) if isinstance(read, str) else read, source)
         with _named("tasks", name, part.kind):
             # Those that the task translates, such as "balanced", are checked when they are numbers.
-            rows = {key: row for key, row in cls.LIMITS.items() if key not in cls.SETTINGS}
-            limits.check(f"tasks.{name}.", settings, rows)
+            own = {key: row for key, row in cls.LIMITS.items() if key not in cls.SETTINGS}
+            limits.check(f"tasks.{name}.", settings, own)
             made[name] = cls.fitted(settings, data)
             _check_labels(name, key, made[name].labels, source)
             _check_allowed(config, made[name])

@@ -49,11 +49,11 @@ class Hybrid(nn.Module):
             }
             if decode and owner in self.decoders:
                 outputs[view][owner] = self.decoders[owner](found, views[view], train=train)
-        if decode:
-            for view in views.keys() - stages.keys():
-                decoder = self.decoders[owner_of(view)]
-                read = decoder(stages["clean"], views[view], train=train)
-                outputs[view] = {owner_of(view): read}
+        for view in views:  # in their order, which is the same on every process
+            if decode and view not in stages:
+                name = owner_of(view)
+                read = self.decoders[name](stages["clean"], views[view], train=train)
+                outputs[view] = {name: read}
         return outputs
 
     def features(self, images_bhwc: jax.Array) -> dict[str, jax.Array]:
