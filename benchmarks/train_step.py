@@ -51,6 +51,9 @@ class Labels:
 
     labels = ("expression",)
 
+    def __len__(self):
+        return 1
+
     def class_names(self, label):
         """The eight expressions."""
         return CLASSES

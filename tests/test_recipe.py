@@ -184,7 +184,7 @@ def test_pretraining_reads_the_subset_of_the_tasks():
         ({"model.encoder": "resnet/16"}, "Unknown encoder 'resnet'; known: B, H, L, S, Ti"),
         ({"model.encoder": "Ti/5"}, "patch 5 does not divide the image size 16; choose .*4, 8, 16"),
         ({"model.encoder": "Ti/32"}, "patch 32 does not divide the image size 16"),
-        ({"optim.name": "adam"}, "Unknown optimizer 'adam'; known: adamw, lion, sgd"),
+        ({"optim.name": "adam"}, "Unknown optimizer 'adam'; known: adamw, lion, muon"),
         ({"optim.schedule": "linear"}, "Unknown schedule 'linear'; known: constant, cosine"),
         (
             {"weighting.name": "geo"},
@@ -209,7 +209,7 @@ def test_pretraining_reads_the_subset_of_the_tasks():
         ),
         (
             {"pretexts.mae.kind": "puzle"},
-            "Unknown pretext 'puzle'; known: inpaint, mae, .*Did you mean 'puzzle'",
+            "Unknown pretext 'puzle'; known: drloc, inpaint, mae, .*Did you mean 'puzzle'",
         ),
         (
             {"pretexts.mae.targets": ("lbp_unifrom",)},
@@ -319,7 +319,7 @@ def test_parts_refuse_what_they_do_not_know_and_miss_what_they_need():
         UserError, match=r"Unknown task 'clasification'.*Did you mean 'classification'"
     ):
         recipe.task("clasification", label="expression")
-    with pytest.raises(UserError, match="Unknown pretext 'jigsaw'; known: inpaint, mae"):
+    with pytest.raises(UserError, match="Unknown pretext 'jigsaw'; known: drloc, inpaint, mae"):
         recipe.pretext_task("jigsaw")
     with pytest.raises(
         UserError, match=r"no setting 'smoothing'; .*Did you mean 'label_smoothing'"

@@ -89,13 +89,6 @@ def train_batches(
     added = len(source) + np.arange(len(pictures) if pictures is not None else 0)
     seen = rows.numbers[rows.labelled]
     unseen = np.concatenate([rows.numbers[~rows.labelled], added])
-    examples = len(seen) + len(unseen)
-    steps_per_epoch = examples // batch_size
-    if not steps_per_epoch:
-        raise errors.UserError(
-            f"{_name(source)} has {examples} training examples, too few for one batch of "
-            f"{batch_size}; use a smaller batch."
-        )
     labelled_n = None
     if len(unseen):
         labelled_n = np.zeros(len(source) + len(added), bool)
@@ -103,6 +96,13 @@ def train_batches(
     load = _Load(
         source, labels, image_size, share.stop - share.start, tolerate_corrupt, pictures, labelled_n
     )
+    examples = len(seen) + len(unseen)
+    steps_per_epoch = examples // batch_size
+    if not steps_per_epoch:
+        raise errors.UserError(
+            f"{_name(source)} has {examples} training examples, too few for one batch of "
+            f"{batch_size}; use a smaller batch."
+        )
     pools = [(np.sort(np.concatenate([seen, unseen])), batch_size)]
     if unlabelled_share and len(unseen):
         without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
