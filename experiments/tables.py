@@ -1,7 +1,7 @@
 """Tables of methods × seeds, continued where they were left.
 
-    python -m experiments.tables ferplus_20_cpu --data_dir data --runs runs/tables --jobs 2
-    python -m experiments.tables ferplus_20_cpu --runs runs/tables --only_table
+    python -m experiments.tables ferplus_targets_cpu --data_dir data --runs runs/tables --jobs 2
+    python -m experiments.tables ferplus_targets_cpu --runs runs/tables --only_table
 
 Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
 A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
@@ -104,27 +104,15 @@ TABLES = {
         ),
         seeds=1,
     ),
-    "ferplus_20_cpu": Table(
-        "FER+, 20 % of the labels, small ViT, 24 epochs at batch 32 (3,648 steps)",
-        "expression/accuracy",
-        ferplus(
-            "cpu",
-            0.2,
-            24,
-            ("supervised", "puzzle", "inpaint", "mae_lbp"),
-            "--config.batch_size=32",
-            "--config.eval_every=612",
-        ),
-    ),
     "ferplus_20": Table(
-        "FER+, 20 % of the labels, ViT for one GPU (mae_rgb_pretrain: 300 epochs a stage)",
+        "FER+, 20 % of the labels, on one GPU (mae_rgb_pretrain: 200 epochs a stage)",
         "expression/accuracy",
-        ferplus("", 0.2, 300, ALL),
+        ferplus("", 0.2, 200, ALL),
     ),
     "ferplus_100": Table(
-        "FER+, all labels, ViT for one GPU (mae_rgb_pretrain: 300 epochs a stage)",
+        "FER+, all labels, on one GPU (mae_rgb_pretrain: 200 epochs a stage)",
         "expression/accuracy",
-        ferplus("", 1.0, 300, ALL),
+        ferplus("", 1.0, 200, ALL),
     ),
     "fairface_gender_cpu": Table(
         "FairFace, gender, small ViT, 5 epochs",
