@@ -367,9 +367,8 @@ def test_schedule_free_is_its_definition():
     assert optim.averaged_params(updates_of("adamw")[1], y) is None
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_the_average_of_schedule_free_is_what_is_evaluated(clip):
-    config = tiny.config(8, name="schedule_free", clip=clip, lr=0.01)
+def test_the_average_of_schedule_free_is_what_is_evaluated():
+    config = tiny.config(8, name="schedule_free", clip=1.0, lr=0.01)
     training = tiny.training(config)
     current = state.create(training)
     run = jax.jit(functools.partial(step.train_step, training))

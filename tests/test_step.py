@@ -460,6 +460,7 @@ def test_each_weighting_combines_the_gradients_by_its_formula(name, accumulate, 
     assert any(jax.tree.leaves(moved)) == (name in ("gradnorm", "uncertainty", "dwa"))
 
 
+@pytest.mark.slow
 def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
     """Labels in one micro-batch of two are there; without any, the pretext is the whole total."""
     config = config_of(accumulate=2)
@@ -476,6 +477,9 @@ def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
     assert norm(gradients(before, after)["decoders_mae"]) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "operator", [pytest.param("concat", marks=pytest.mark.slow), "sum", "cross_attention"]
+)
 @pytest.mark.parametrize("operator", ["concat", "sum", "cross_attention"])
 def test_a_fused_head_reads_the_pretexts_view_in_training_and_evaluation(operator):
     config = config_of()
@@ -647,6 +651,7 @@ def test_pictures_show_what_each_pretext_sees_and_makes(training, before):
 ##### What stays, and what is skipped #####
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_statistics_and_costs_no_backward_pass():
     config = tiny.config(8, name="sgd")
     config.pretexts, config.weighting.name = ConfigDict(), "fixed"
