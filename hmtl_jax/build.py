@@ -73,15 +73,16 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
 
 def _check_classes(task: Any, data: TrainingData) -> None:
     """Raises UserError where a class that occurs has lost its last label."""
-    for label in task.labels:
-        names = data.classes(label)
-        if not names or data.column(label).ndim != 1:
+    for label in filter(data.classes, task.labels):
+        whole = pipeline.column(data.source, label)
+        if whole.ndim != 1:
             continue
-        whole, seen = pipeline.column(data.source, label), data.column(label)
+        seen = whole[data.rows]
         lost = sorted(set(whole[whole >= 0]) - set(seen[seen >= 0]))
         if lost:
+            name = data.classes(label)[lost[0]]
             raise UserError(
-                f"data.labelled leaves no label of {label} {names[lost[0]]!r}; raise it, or set "
+                f"data.labelled leaves no label of {label} {name!r}; raise it, or set "
                 f"data.stratify to {label!r}."
             )
 

@@ -11,7 +11,7 @@ from hmtl_jax.cluster import say
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics.clock import Clock, duration
 from hmtl_jax.metrics.writer import Writer
-from hmtl_jax.program import owner
+from hmtl_jax.view import owner
 
 Metrics = Mapping[str, Any]  # of jax.Array, whose stub lacks is_ready
 # Metrics of a step that count things; an interval has their sum, of others the mean.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from hmtl_jax import build, cluster, infer, sharding, trained
 from hmtl_jax.data import pipeline, records
 from hmtl_jax.metrics import writer
-from hmtl_jax.program import owner
+from hmtl_jax.view import owner
 
 ROWS = 8
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax import textures
-from hmtl_jax.view import View
+from hmtl_jax.view import View, owner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,3 @@ def skills(
             leaf = view if len(parts) == 1 else f"{view}/{part}"
             found[leaf] = jnp.stack(errors, axis=1) * mask_b[:, None]
     return jax.lax.stop_gradient(found)
-
-
-def owner(name: str) -> str:
-    """The task or pretext that a view or a leaf belongs to."""
-    return name.partition("/")[0]

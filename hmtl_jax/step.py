@@ -24,8 +24,9 @@ import optax
 from hmtl_jax import images, optim, sharding, weighting
 from hmtl_jax.data import augment
 from hmtl_jax.models import frozen
-from hmtl_jax.program import Program, answers, make_views, owner, skills, streams
+from hmtl_jax.program import Program, answers, make_views, skills, streams
 from hmtl_jax.state import TrainState, evaluation_variables
+from hmtl_jax.view import owner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,3 +14,8 @@ class View(NamedTuple):
 
     images: jax.Array
     keep: jax.Array | None = None
+
+
+def owner(name: str) -> str:
+    """The task or pretext that a view or a leaf belongs to."""
+    return name.partition("/")[0]

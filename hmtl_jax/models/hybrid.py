@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax.images import normalise
-from hmtl_jax.view import View
+from hmtl_jax.view import View, owner
 
 
 class Hybrid(nn.Module):
@@ -34,24 +34,25 @@ class Hybrid(nn.Module):
     def __call__(
         self, views: Mapping[str, View], *, train: bool = False, decode: bool = True
     ) -> dict[str, dict[str, jax.Array]]:
-        own = {view: of for view, of in views.items() if owner_of(view) not in self.on_clean}
+        own = {view: of for view, of in views.items() if owner(view) not in self.on_clean}
         stages = self.encode(own, train=train)
-        fused = [view for view in stages if owner_of(view) == self.fuse][:1]
+        fused = [view for view in stages if owner(view) == self.fuse][:1]
         beside = [stages[view] for view in fused]
         outputs: dict[str, dict[str, jax.Array]] = {}
         for view, found in stages.items():
-            owner = owner_of(view)
+            whose = owner(view)
             outputs[view] = {
                 name: head(found, *beside, train=train)
                 for name, head in self.heads.items()
-                if owner in ("clean", *self.reads[name])
-                or (decode and owner in self.compared.get(name, ()))
+                if whose in ("clean", *self.reads[name])
+                or (decode and whose in self.compared.get(name, ()))
             }
-            if decode and owner in self.decoders:
-                outputs[view][owner] = self.decoders[owner](found, views[view], train=train)
+            if decode and whose in self.decoders:
+                decoder = self.decoders[whose]
+                outputs[view][whose] = decoder(found, views[view], train=train)
         for view in views:  # in their order, which is the same on every process
             if decode and view not in stages:
-                name = owner_of(view)
+                name = owner(view)
                 read = self.decoders[name](stages["clean"], views[view], train=train)
                 outputs[view] = {name: read}
         return outputs
@@ -74,11 +75,6 @@ class Hybrid(nn.Module):
             for index, name in enumerate(names):
                 stages[name] = {key: part[:, index] for key, part in parts.items()}
         return stages
-
-
-def owner_of(view: str) -> str:
-    """The pretext that a view belongs to, or `clean`."""
-    return view.partition("/")[0]
 
 
 def interleaved(*rows_bx: jax.Array) -> jax.Array:
