@@ -480,7 +480,6 @@ def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
 @pytest.mark.parametrize(
     "operator", [pytest.param("concat", marks=pytest.mark.slow), "sum", "cross_attention"]
 )
-@pytest.mark.parametrize("operator", ["concat", "sum", "cross_attention"])
 def test_a_fused_head_reads_the_pretexts_view_in_training_and_evaluation(operator):
     config = config_of()
     config.model.fusion = operator
