@@ -64,6 +64,34 @@ def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -
     panels = _panels(writer.read(metrics_jsonl))
     if not panels:
         raise errors.UserError(f"{metrics_jsonl} holds no metrics to draw yet.")
+    _draw_panels(path, panels)
+
+
+def compared_curves(
+    path: str | os.PathLike, logs: Mapping[str, str | os.PathLike], keys: Sequence[str]
+) -> None:
+    """Draws runs into the same panels: each task's training loss, and a metric on validation.
+
+    Args:
+      path: PNG to write.
+      logs: name of a run -> its metrics.jsonl.
+      keys: TASK/METRIC; a panel that no log has values for is left out.
+    """
+    read = {name: writer.read(log) for name, log in logs.items()}
+    panels = {}
+    for key in keys:
+        loss = f"loss/{key.partition('/')[0]}"
+        for title, logged in ((f"Validation {key}", f"eval/{key}"), (f"Training {loss}", loss)):
+            found = {name: _series(records, logged) for name, records in read.items()}
+            series = {name: points for name, points in found.items() if points}
+            if series:
+                panels[title] = series
+    if not panels:
+        raise errors.UserError(f"{', '.join(map(str, logs.values()))} hold none of {list(keys)}.")
+    _draw_panels(path, panels)
+
+
+def _draw_panels(path, panels):
     num_columns = min(2, len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = _figure(5.4 * num_columns, 3.3 * num_rows, layout="constrained")
@@ -156,12 +184,17 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple]]
     logged = dict.fromkeys(name for record in records for name in record if name != "step")
     for name in logged:
         place = _place(name)
-        points = [(record["step"], record[name]) for record in records if name in record]
-        points = [(step, value) for step, value in points if value is not None]
+        points = _series(records, name)
         if place and points:
             title, label = place
-            panels[title][label] = tuple(np.array(points, float).T)
+            panels[title][label] = points
     return {title: series for title, series in panels.items() if series}
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple | None:
+    """(steps, values) of what a log holds under a name; None where that is nothing."""
+    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    return tuple(np.array(points, float).T) if points else None
 
 
 def _place(name: str) -> tuple[str, str] | None:

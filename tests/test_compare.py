@@ -1,0 +1,100 @@
+import json
+
+import numpy as np
+import pytest
+
+from hmtl_jax import compare
+from hmtl_jax.errors import UserError
+from hmtl_jax.metrics import writer
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def checkpoints(whole_run):
+    found = sorted((whole_run.workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert len(found) > 1
+    return [found[0], found[-1]]
+
+
+def test_two_checkpoints_have_their_own_values_and_a_paired_interval(checkpoints):
+    found = compare.compare(checkpoints, resamples=200)
+    assert found["examples"] == runs.SIZES["test"] and found["split"] == "test"
+    assert found["runs"] == [path.name for path in checkpoints]
+    (row,) = found["metrics"].values()
+    first, second = row["values"]
+    assert row["differences"] == [pytest.approx(second - first)]
+    (low, high) = row["intervals"][0]
+    assert -1 <= low <= second - first <= high <= 1
+
+
+def test_the_same_examples_are_drawn_for_both_runs():
+    class Task:
+        def metrics(self, predicted, labels):
+            return {"accuracy": float(np.mean(predicted == labels["truth"]))}
+
+    truth = np.zeros(400, int)
+    labels = {"truth": truth, "index": np.arange(400)}
+    base = {"predictions": {"a": np.arange(400) % 2}, "labels": labels}
+    same = compare._of_task("a", [Task(), Task()], [base, base], 100)["a/accuracy"]
+    assert same["intervals"] == [[0, 0]]  # unpaired, it would be ± 0.07
+    # 40 examples more are right and none is lost: the deviation is √(0.1 · 0.9 / 400) = 0.015.
+    better = {"predictions": {"a": np.where(np.arange(400) < 80, 0, np.arange(400) % 2)}}
+    row = compare._of_task("a", [Task(), Task()], [base, better | {"labels": labels}], 2000)
+    row = row["a/accuracy"]
+    assert row["differences"] == [pytest.approx(0.1)]
+    np.testing.assert_allclose(
+        row["intervals"][0], [0.1 - 1.96 * 0.015, 0.1 + 1.96 * 0.015], atol=6e-3
+    )
+
+
+def test_as_a_command_it_leaves_a_report_and_a_picture(checkpoints, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["compare", *map(str, checkpoints), "--out", str(tmp_path / "o")]
+    )
+    compare.main()
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "o" / "compare.json").read_text())
+    assert compare.text(report) in printed and str(tmp_path / "o" / "compare.png") in printed
+    assert (tmp_path / "o" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_compared_is_said(checkpoints, tmp_path, tiny_data):
+    for paths, said in (
+        (checkpoints[:1], "name two or more"),
+        ([checkpoints[0], checkpoints[0]], "named twice"),
+    ):
+        with pytest.raises(UserError, match=said):
+            compare.compare(paths)
+    with pytest.raises(UserError, match="neither a workdir"):
+        compare.compare([checkpoints[0], tmp_path])
+    from hmtl_jax import prepare
+
+    prepare.prepare(
+        "synthetic", None, tmp_path, progress=False, size=32, **(runs.SIZES | {"test": 8})
+    )
+    with pytest.raises(UserError, match="trained on other data"):
+        compare.compare(checkpoints, str(tmp_path))
+
+
+def test_curves_of_runs_lie_in_the_same_panels(tmp_path):
+    from hmtl_jax import figures
+
+    logs = {}
+    for name, worth in (("a", 0.4), ("b", 0.6)):
+        logs[name] = tmp_path / f"{name}.jsonl"
+        logs[name].write_text(
+            "".join(
+                json.dumps({"step": step, "eval/task/accuracy": worth, "loss/task": 1.0}) + "\n"
+                for step in (1, 2)
+            )
+        )
+    assert [row["step"] for row in writer.read(logs["a"])] == [1, 2]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_draw_panels", lambda path, panels: drawn.append(panels))
+        figures.compared_curves(tmp_path / "c.png", logs, ["task/accuracy"])
+    (panels,) = drawn
+    assert list(panels) == ["Validation task/accuracy", "Training loss/task"]
+    np.testing.assert_array_equal(panels["Validation task/accuracy"]["b"][1], [0.6, 0.6])
+    with pytest.raises(UserError, match="hold none of"):
+        figures.compared_curves(tmp_path / "c.png", logs, ["other/accuracy"])
