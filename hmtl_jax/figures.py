@@ -4,6 +4,7 @@ matplotlib is imported where it draws, and never through pyplot, whose state is 
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,21 +71,24 @@ def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -
 def compared_curves(
     path: str | os.PathLike, logs: Mapping[str, str | os.PathLike], keys: Sequence[str]
 ) -> None:
-    """Draws runs into the same panels: each task's training loss, and a metric on validation.
+    """Draws runs into the same panels: each task's training loss, and a metric as evaluated.
 
     Args:
       path: PNG to write.
       logs: name of a run -> its metrics.jsonl.
       keys: TASK/METRIC; a panel that no log has values for is left out.
     """
-    read = {name: writer.read(log) for name, log in logs.items()}
+    read = {name: list(writer.read(log)) for name, log in logs.items()}
+    logged = dict.fromkeys(name for rows in read.values() for row in rows for name in row)
     panels = {}
     for key in keys:
         loss = f"loss/{key.partition('/')[0]}"
-        for title, logged in ((f"Validation {key}", f"eval/{key}"), (f"Training {loss}", loss)):
-            found = {name: _series(records, logged) for name, records in read.items()}
+        evaluated = [name for name in logged if re.fullmatch(f"eval/[^/]+/{re.escape(key)}", name)]
+        for metric in [*evaluated, loss]:
+            found = {name: _series(rows, metric) for name, rows in read.items()}
             series = {name: points for name, points in found.items() if points}
             if series:
+                title = f"Training {metric}" if metric == loss else metric.removeprefix("eval/")
                 panels[title] = series
     if not panels:
         raise errors.UserError(f"{', '.join(map(str, logs.values()))} hold none of {list(keys)}.")

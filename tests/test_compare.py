@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from hmtl_jax import compare
+from hmtl_jax import compare, figures
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import writer
 from tests import runs
@@ -48,14 +48,20 @@ def test_the_same_examples_are_drawn_for_both_runs():
 
 
 def test_as_a_command_it_leaves_a_report_and_a_picture(checkpoints, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv", ["compare", *map(str, checkpoints), "--out", str(tmp_path / "o")]
-    )
+    drawn = []
+    draw = figures._draw_panels
+    monkeypatch.setattr(figures, "_draw_panels", lambda *args: (drawn.append(args[1]), draw(*args)))
+    out = tmp_path / "o"
+    monkeypatch.setattr("sys.argv", ["compare", *map(str, checkpoints), "--out", str(out)])
     compare.main()
     printed = capsys.readouterr().out
-    report = json.loads((tmp_path / "o" / "compare.json").read_text())
-    assert compare.text(report) in printed and str(tmp_path / "o" / "compare.png") in printed
-    assert (tmp_path / "o" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((out / "compare.json").read_text())
+    assert compare.text(report) in printed and str(out / "compare.png") in printed
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    (key,) = report["metrics"]
+    (panels,) = drawn  # what a real run logs is found
+    assert list(panels) == [f"validation/{key}", f"Training loss/{key.partition('/')[0]}"]
+    assert all(list(series) == report["runs"] for series in panels.values())
 
 
 def test_what_cannot_be_compared_is_said(checkpoints, tmp_path, tiny_data):
@@ -77,14 +83,13 @@ def test_what_cannot_be_compared_is_said(checkpoints, tmp_path, tiny_data):
 
 
 def test_curves_of_runs_lie_in_the_same_panels(tmp_path):
-    from hmtl_jax import figures
-
     logs = {}
     for name, worth in (("a", 0.4), ("b", 0.6)):
         logs[name] = tmp_path / f"{name}.jsonl"
         logs[name].write_text(
             "".join(
-                json.dumps({"step": step, "eval/task/accuracy": worth, "loss/task": 1.0}) + "\n"
+                json.dumps({"step": step, "eval/validation/task/accuracy": worth, "loss/task": 1.0})
+                + "\n"
                 for step in (1, 2)
             )
         )
@@ -94,7 +99,7 @@ def test_curves_of_runs_lie_in_the_same_panels(tmp_path):
         patch.setattr(figures, "_draw_panels", lambda path, panels: drawn.append(panels))
         figures.compared_curves(tmp_path / "c.png", logs, ["task/accuracy"])
     (panels,) = drawn
-    assert list(panels) == ["Validation task/accuracy", "Training loss/task"]
-    np.testing.assert_array_equal(panels["Validation task/accuracy"]["b"][1], [0.6, 0.6])
+    assert list(panels) == ["validation/task/accuracy", "Training loss/task"]
+    np.testing.assert_array_equal(panels["validation/task/accuracy"]["b"][1], [0.6, 0.6])
     with pytest.raises(UserError, match="hold none of"):
         figures.compared_curves(tmp_path / "c.png", logs, ["other/accuracy"])
