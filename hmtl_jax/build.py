@@ -139,7 +139,7 @@ def _named(section: str, name: str, kind: str) -> Iterator[None]:
 def make_pretexts(config: ConfigDict) -> dict[str, Any]:
     """The recipe's pretexts for its encoder and image size."""
     made, image_size = {}, config.data.image_size
-    encoder = encoders.parse(config.model.encoder)
+    encoder = encoders.parse(config.model.encoder, config.model.stem)
     encoder.check(image_size)
     given = {
         "image_size": image_size,
@@ -175,7 +175,7 @@ def make_networks(config: ConfigDict, made_pretexts: Mapping) -> dict[str, Any]:
 
 def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) -> hybrid.Hybrid:
     """The encoder of the recipe with a head a task and a decoder a pretext."""
-    encoder, model = encoders.parse(config.model.encoder), config.model
+    encoder, model = encoders.parse(config.model.encoder, config.model.stem), config.model
     encoder.check(config.data.image_size)
     _check_sizes(config, made_pretexts)
     dtype = DTYPES[model.dtype]

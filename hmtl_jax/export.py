@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from hmtl_jax import cluster, sharding, trained, workdir
+from hmtl_jax.errors import UserError
 from hmtl_jax.models import pretrained
 
 SAID = ("hmtl_jax", "commit")  # of the versions
@@ -30,6 +31,11 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         }
         gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(parts)
     name, path = found.config.model.encoder, found.run / "encoder.safetensors"
+    if found.config.model.stem != "patch":
+        raise UserError(
+            f"The {name} of {found.run} has the stem {found.config.model.stem!r}, which timm's "
+            "naming has no place for; only encoders with model.stem 'patch' are exported."
+        )
     if cluster.lead():
         size, model = found.config.data.image_size, found.config.model
         metadata = pretrained.about(name, size, model.pool, model.positions) | {

@@ -55,6 +55,7 @@ def defaults() -> ConfigDict:
     config.model.input = "rgb"  # what tasks read: the picture, or the name of a texture
     config.model.pool = "cls"  # or "mean"; ViT, as the next one
     config.model.positions = "sincos"  # MAE's; "centred", better on small grids; or "learned"
+    config.model.stem = "patch"  # ViT: one product a patch; or "hmlp", "conv": finer steps first
     config.model.drop_path = 0.0
     config.model.head_dropout = 0.0
     config.model.scan = False  # ViT: one compiled block for all layers: short compile times

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.models import stems
+from hmtl_jax.models.conv import check_whole
 from hmtl_jax.models.layers import Dense, DropPath, LayerNorm, attention, gelu
 from hmtl_jax.patches import patchify
 
@@ -154,7 +156,8 @@ class ViT(nn.Module):
 
     Returns a dict of float arrays: `tokens` [B, 1 + N, D] after the last norm (cls first), `pooled`
     [B, D] float32, `patches` [B, grid, grid, D] when no patch was dropped, and `block00` … the
-    output of each block. With `keep_bk` int32 [B, K], N = K patches, in the order of the ids.
+    output of each block. With `keep_bk` int32 [B, K], N = K patches, in the order of the ids;
+    with a stem that mixes patches none can be dropped, which raises UserError.
     """
 
     patch: int
@@ -163,6 +166,7 @@ class ViT(nn.Module):
     heads: int
     pool: str = "cls"
     positions: str = "sincos"
+    stem: str = "patch"
     drop_path: float = 0.0
     scan: bool = False
     remat: bool = False
@@ -173,16 +177,9 @@ class ViT(nn.Module):
         self, images_bhwc: jax.Array, keep_bk: jax.Array | None = None, *, train: bool = False
     ) -> dict[str, jax.Array]:
         grid_h, grid_w = (grid_of(side, self.patch) for side in images_bhwc.shape[1:3])
-        patches_bnp = patchify(images_bhwc, self.patch)
         positions_nd = self.position_table(grid_h, grid_w)
-        if keep_bk is not None:
-            # Dropping patches before the embedding saves its work on them too.
-            patches_bnp = jnp.take_along_axis(patches_bnp, keep_bk[:, :, None], axis=1)
-            positions_bnd = positions_nd[1:][keep_bk]
-        else:
-            positions_bnd = positions_nd[None, 1:]
-        x_bnd = Dense(self.dim, self.dtype, name="embed")(patches_bnp)
-        x_bnd = x_bnd + positions_bnd.astype(self.dtype)
+        positions_bnd = positions_nd[None, 1:] if keep_bk is None else positions_nd[1:][keep_bk]
+        x_bnd = self.embedded(images_bhwc, keep_bk, train) + positions_bnd.astype(self.dtype)
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.dim), jnp.float32)
         cls_b1d = jnp.tile(cls + positions_nd[None, :1], (x_bnd.shape[0], 1, 1))
         x_bnd = jnp.concatenate([cls_b1d.astype(self.dtype), x_bnd], axis=1)
@@ -196,6 +193,20 @@ class ViT(nn.Module):
         if keep_bk is None:
             stages["patches"] = tokens_bnd[:, 1:].reshape(-1, grid_h, grid_w, self.dim)
         return stages
+
+    def embedded(self, images_bhwc: jax.Array, keep_bk: jax.Array | None, train: bool) -> jax.Array:
+        """The tokens of the kept patches before positions are added, [B, N, D]."""
+        if stems.STEMS[self.stem].mixes:
+            check_whole(keep_bk)
+            stem = stems.Convolutions(self.patch, self.dim, self.dtype, name="stem")
+            return stem(images_bhwc, train=train)
+        patches_bnp = patchify(images_bhwc, self.patch)
+        if keep_bk is not None:
+            # Dropping patches before the embedding saves its work on them too.
+            patches_bnp = jnp.take_along_axis(patches_bnp, keep_bk[:, :, None], axis=1)
+        if self.stem == "hmlp":
+            return stems.HMLP(self.patch, self.dim, self.dtype, name="stem")(patches_bnp)
+        return Dense(self.dim, self.dtype, name="embed")(patches_bnp)
 
     def position_table(self, grid_h: int, grid_w: int) -> jax.Array:
         """float32 [1 + grid_h * grid_w, D]; the first row is the cls token's."""
