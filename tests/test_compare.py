@@ -16,6 +16,7 @@ def checkpoints(whole_run):
     return [found[0], found[-1]]
 
 
+@pytest.mark.slow
 def test_two_checkpoints_have_their_own_values_and_a_paired_interval(checkpoints):
     found = compare.compare(checkpoints, resamples=200)
     assert found["examples"] == runs.SIZES["test"] and found["split"] == "test"
@@ -47,6 +48,7 @@ def test_the_same_examples_are_drawn_for_both_runs():
     )
 
 
+@pytest.mark.slow
 def test_as_a_command_it_leaves_a_report_and_a_picture(checkpoints, tmp_path, capsys, monkeypatch):
     drawn = []
     draw = figures._draw_panels
@@ -64,6 +66,7 @@ def test_as_a_command_it_leaves_a_report_and_a_picture(checkpoints, tmp_path, ca
     assert all(list(series) == report["runs"] for series in panels.values())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_said(checkpoints, tmp_path, tiny_data):
     for paths, said in (
         (checkpoints[:1], "name two or more"),

@@ -395,6 +395,7 @@ def test_schedule_free_takes_no_schedule_and_no_other_average(key, value):
 
 
 @pytest.mark.parametrize(("encoder", "scan"), [("16x2x2/4", True), ("cnn24", False)])
+@pytest.mark.slow
 def test_muon_trains_every_encoder(encoder, scan):
     config = tiny.config(8, name="muon", clip=1.0)
     config.model.encoder, config.model.scan = encoder, scan

@@ -44,6 +44,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_loss_compares_features_of_the_imported_network_and_does_not_train_it():
     config = tiny.config(8)
     config.pretexts = {"inpaint": inpaint("unread", perceptual=1.0)}

@@ -349,10 +349,11 @@ def test_one_stream_trains_the_task_on_the_pretexts_view_alone():
     ("stream", "accumulate"),
     [
         ("siamese", 1),
-        pytest.param("siamese", 2, marks=pytest.mark.slow),
-        pytest.param("one_stream", 2, marks=pytest.mark.slow),
+        ("siamese", 2),
+        ("one_stream", 2),
     ],
 )
+@pytest.mark.slow
 def test_several_views_give_the_geometric_mean_of_their_losses(stream, accumulate):
     sizes = {"pretexts.puzzle.sizes": (16, 8), "optim.accumulate": accumulate}
     training, before = puzzled(stream=stream, **sizes)
@@ -477,9 +478,8 @@ def test_a_weighting_knows_the_labels_of_the_whole_batch_and_of_none(before):
     assert norm(gradients(before, after)["decoders_mae"]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "operator", [pytest.param("concat", marks=pytest.mark.slow), "sum", "cross_attention"]
-)
+@pytest.mark.parametrize("operator", ["concat", "sum", "cross_attention"])
+@pytest.mark.slow
 def test_a_fused_head_reads_the_pretexts_view_in_training_and_evaluation(operator):
     config = config_of()
     config.model.fusion = operator
@@ -696,6 +696,7 @@ def test_the_logged_rate_is_that_of_the_applied_update():
 ##### Pictures whose labels are hidden #####
 
 
+@pytest.mark.slow
 def test_hidden_labels_count_as_missing_for_tasks_and_not_for_pretexts():
     training = tiny.training(tiny.config(8, name="sgd"))
     current = state.create(training)

@@ -177,6 +177,7 @@ def test_training_learns_every_statistic_and_evaluation_takes_each_image_alone(n
 
 
 @EACH
+@pytest.mark.slow
 def test_eight_devices_share_their_statistics(name):
     """Outputs, gradients and new statistics equal those of one device with the whole batch."""
     model, images = ENCODERS[name], images_of()

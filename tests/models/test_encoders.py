@@ -30,6 +30,7 @@ def config_of(encoder, **pretexts):
 @pytest.mark.parametrize(
     "encoder", ["16x2x2/8", "resnet18-small", "efficientnet_b0-small", "cnn24"]
 )
+@pytest.mark.slow
 def test_every_encoder_trains_with_every_pretext_and_keeps_the_states_form(encoder):
     training = tiny.training(config_of(encoder, **PRETEXTS))
     old = jax.eval_shape(lambda: state.create(training))

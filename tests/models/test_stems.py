@@ -98,6 +98,7 @@ def test_a_convolutional_stem_is_the_convolutions_of_the_paper():
 
 
 @pytest.mark.parametrize("stem", ["hmlp", "conv"])
+@pytest.mark.slow
 def test_a_masked_auto_encoder_trains_beside_a_task(stem):
     config = tiny.config(name="sgd", lr=0.1)
     config.model.stem = stem

@@ -79,6 +79,7 @@ def test_codes_are_held_against_their_frequencies():
 
 
 @pytest.mark.parametrize("kind", PRETEXTS)
+@pytest.mark.slow
 def test_every_pretext_tells_its_skill_and_what_to_try(kind):
     config = tiny.config(8, name="sgd", ema=0.9)
     config.pretexts = {kind: recipe.pretext_task(kind)}
