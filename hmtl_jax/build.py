@@ -136,11 +136,16 @@ def _named(section: str, name: str, kind: str) -> Iterator[None]:
         raise UserError(said if known else f"{section}.{name}: {said}") from None
 
 
+def encoder_of(config: ConfigDict) -> encoders.Encoder:
+    """What is known of the recipe's encoder; raises UserError if it does not fit the images."""
+    encoder = encoders.parse(config.model.encoder, config.model.stem)
+    encoder.check(config.data.image_size)
+    return encoder
+
+
 def make_pretexts(config: ConfigDict) -> dict[str, Any]:
     """The recipe's pretexts for its encoder and image size."""
-    made, image_size = {}, config.data.image_size
-    encoder = encoders.parse(config.model.encoder, config.model.stem)
-    encoder.check(image_size)
+    made, image_size, encoder = {}, config.data.image_size, encoder_of(config)
     given = {
         "image_size": image_size,
         "patch": encoder.patch,
@@ -175,8 +180,7 @@ def make_networks(config: ConfigDict, made_pretexts: Mapping) -> dict[str, Any]:
 
 def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) -> hybrid.Hybrid:
     """The encoder of the recipe with a head a task and a decoder a pretext."""
-    encoder, model = encoders.parse(config.model.encoder, config.model.stem), config.model
-    encoder.check(config.data.image_size)
+    encoder, model = encoder_of(config), config.model
     _check_sizes(config, made_pretexts)
     dtype = DTYPES[model.dtype]
     encoded = [name for name, one in made_pretexts.items() if one.reads != "clean"]

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hmtl_jax import build, evaluate, figures, files, infer, sharding, trained
-from hmtl_jax.data import pipeline, records
+from hmtl_jax import build, evaluate, figures, files, infer, sharding, trained, workdir
+from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import names
 
@@ -77,11 +77,9 @@ def _source(runs: Sequence[trained.Trained], data_dir: str | None) -> records.So
 
 
 def _predictions(run: trained.Trained, source: records.Source, mesh: Any) -> dict[str, dict]:
-    step = build.jitted(infer.eval_step, run.program, out_shardings=sharding.replicated(mesh))
-    labels = build.labels_of(run.program.tasks)
-    size = sharding.divisible(run.config.eval_batch_size or run.config.batch_size, mesh)
-    batches = pipeline.eval_batches(source, **build.loading(run.config, labels, size))
-    return evaluate.predictions(step, run.variables, batches, mesh)
+    everywhere = sharding.replicated(mesh)
+    step = build.jitted(infer.eval_step, run.program, out_shardings=everywhere)
+    return evaluate.predictions_of(step, run.program, run.variables, source, run.config)
 
 
 def _of_task(
@@ -96,12 +94,12 @@ def _of_task(
     key = names.first_headline(shared)
     rng = np.random.default_rng(0)
     count = len(found[0]["labels"]["index"])
-    drawn = []
-    for _ in range(resamples):
+    drawn = np.empty((resamples, len(rows)))
+    for resample in drawn:
         chosen = rng.integers(0, count, count)
-        drawn.append([_measured(row, key, chosen) for row in rows])
+        resample[:] = [_measured(row, key, chosen) for row in rows]
     values = np.array([one[key] for one in whole])
-    apart = np.array(drawn)[:, 1:] - np.array(drawn)[:, :1]
+    apart = drawn[:, 1:] - drawn[:, :1]
     low, high = np.percentile(apart, [2.5, 97.5], axis=0)
     return {
         f"{name}/{key}": {
@@ -152,7 +150,7 @@ def main() -> None:
             args.out.mkdir(parents=True, exist_ok=True)
             files.write_json(args.out / "compare.json", found)
             logs = {
-                name: trained.find(path)[0].parents[1] / "metrics.jsonl"
+                name: workdir.run_of(trained.find(path)[0]) / "metrics.jsonl"
                 for name, path in zip(found["runs"], args.runs, strict=True)
             }
             figures.compared_curves(args.out / "compare.png", logs, list(found["metrics"]))

@@ -78,6 +78,20 @@ def of_split(
     measure_step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
 ) -> dict[str, Any]:
     """The metrics of each task on a split, and how many examples it has; equal on every process."""
+    found = predictions_of(measure_step, program, variables, source, config)
+    examples = len(found["labels"]["index"])
+    counted = {"examples": examples, "skipped_images": len(source) - examples}
+    return counted | metrics(program.tasks, found) | skills(found["errors"])
+
+
+def predictions_of(
+    step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
+) -> dict[str, dict]:
+    """`predictions` of a split, which is read as the recipe says, on the mesh that is set.
+
+    step: infer.eval_step or measure_step of the program, its outputs on every device. Raises
+    UserError for a split that lacks labels that the tasks read.
+    """
     labels = build.labels_of(program.tasks)
     missing = set(labels) - set(source.labels)
     if missing:
@@ -88,10 +102,7 @@ def of_split(
     mesh = jax.sharding.get_mesh()
     size = sharding.divisible(config.eval_batch_size or config.batch_size, mesh)
     batches = pipeline.eval_batches(source, **build.loading(config, labels, size))
-    found = predictions(measure_step, variables, batches, mesh)
-    examples = len(found["labels"]["index"])
-    counted = {"examples": examples, "skipped_images": len(source) - examples}
-    return counted | metrics(program.tasks, found) | skills(found["errors"])
+    return predictions(step, variables, batches, mesh)
 
 
 def predictions(

@@ -26,18 +26,19 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         found = trained.load(folder, mesh)
+        model = found.config.model
+        if model.stem != "patch":
+            raise UserError(
+                f"The {model.encoder} of {found.run} has the stem {model.stem!r}, which timm's "
+                "naming has no place for; only encoders with model.stem 'patch' are exported."
+            )
         parts = {
             part: tree["encoder"] for part, tree in found.variables.items() if "encoder" in tree
         }
         gathered = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(parts)
-    name, path = found.config.model.encoder, found.run / "encoder.safetensors"
-    if found.config.model.stem != "patch":
-        raise UserError(
-            f"The {name} of {found.run} has the stem {found.config.model.stem!r}, which timm's "
-            "naming has no place for; only encoders with model.stem 'patch' are exported."
-        )
+    name, path = model.encoder, found.run / "encoder.safetensors"
     if cluster.lead():
-        size, model = found.config.data.image_size, found.config.model
+        size = found.config.data.image_size
         metadata = pretrained.about(name, size, model.pool, model.positions) | {
             "input": model.input,
             "classes": json.dumps(classes_of(found.program.tasks)),

@@ -22,16 +22,16 @@ def factors(patch: int) -> tuple[int, ...]:
 
     At most two halvings stand last. Raises UserError for an odd patch, of which one layer is left.
     """
-    halvings = []
-    while patch % 2 == 0 and len(halvings) < 2:
+    last = []
+    while patch % 2 == 0 and len(last) < 2:
         patch //= 2
-        halvings.append(2)
-    if not halvings:
+        last.append(2)
+    if not last:
         raise UserError(
             f"model.stem 'hmlp' halves the patch, and model.encoder has one of {patch}; choose an "
             "even patch, or model.stem 'patch'."
         )
-    return (*((patch,) if patch > 1 else ()), *halvings)
+    return (*((patch,) if patch > 1 else ()), *last)
 
 
 def halvings(patch: int) -> int:
@@ -94,17 +94,22 @@ class Convolutions(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """mixes: whether a token sees pixels of other patches, so that none can be dropped before it.
+    """What a ViT must know of a stem.
 
-    check: raises UserError for a patch that it cannot make tokens of.
+    mixes: whether a token sees pixels of other patches, so that none can be dropped before it; then
+    it is called on images and told whether it trains, else on patches. check: raises UserError for
+    a patch that it cannot make tokens of. make: (patch, width, dtype) → module, named.
     """
 
     mixes: bool
     check: Callable[[int], Any]
+    make: Callable[[int, int, Any], nn.Module]
 
 
 STEMS = {
-    "patch": Stem(False, lambda patch: patch),
-    "hmlp": Stem(False, factors),
-    "conv": Stem(True, halvings),
+    "patch": Stem(
+        False, lambda patch: None, lambda patch, dim, dtype: Dense(dim, dtype, name="embed")
+    ),
+    "hmlp": Stem(False, factors, lambda *settings: HMLP(*settings, name="stem")),
+    "conv": Stem(True, halvings, lambda *settings: Convolutions(*settings, name="stem")),
 }

@@ -196,17 +196,16 @@ class ViT(nn.Module):
 
     def embedded(self, images_bhwc: jax.Array, keep_bk: jax.Array | None, train: bool) -> jax.Array:
         """The tokens of the kept patches before positions are added, [B, N, D]."""
-        if stems.STEMS[self.stem].mixes:
+        stem = stems.STEMS[self.stem]
+        module = stem.make(self.patch, self.dim, self.dtype)
+        if stem.mixes:
             check_whole(keep_bk)
-            stem = stems.Convolutions(self.patch, self.dim, self.dtype, name="stem")
-            return stem(images_bhwc, train=train)
+            return module(images_bhwc, train=train)
         patches_bnp = patchify(images_bhwc, self.patch)
         if keep_bk is not None:
             # Dropping patches before the embedding saves its work on them too.
             patches_bnp = jnp.take_along_axis(patches_bnp, keep_bk[:, :, None], axis=1)
-        if self.stem == "hmlp":
-            return stems.HMLP(self.patch, self.dim, self.dtype, name="stem")(patches_bnp)
-        return Dense(self.dim, self.dtype, name="embed")(patches_bnp)
+        return module(patches_bnp)
 
     def position_table(self, grid_h: int, grid_w: int) -> jax.Array:
         """float32 [1 + grid_h * grid_w, D]; the first row is the cls token's."""
