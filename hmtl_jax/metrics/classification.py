@@ -44,7 +44,8 @@ def classification_metrics(
     predicted = probabilities.argmax(axis=1)
     n = len(labels)
     correct = int((predicted == labels).sum())
-    per_class = _per_class(labels, predicted, len(class_names))
+    confusion = _confusion(labels, predicted, len(class_names))
+    per_class = _per_class(confusion)
     return {
         "n": n,
         "accuracy": correct / n,
@@ -57,25 +58,26 @@ def classification_metrics(
             name: {score: _json(values[index]) for score, values in per_class.items()}
             for index, name in enumerate(class_names)
         },
-        "confusion": _confusion(labels, predicted, len(class_names)),
+        "confusion": confusion.tolist(),
     }
 
 
-def _per_class(labels, predicted, num_classes) -> dict[str, np.ndarray]:
+def _confusion(labels, predicted, num_classes) -> np.ndarray:
+    """int [C, C]: rows are the truth, columns what was predicted."""
+    pairs = labels * num_classes + predicted
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _per_class(confusion_cc) -> dict[str, np.ndarray]:
     """Each score of each class, NaN where nothing defines it."""
-    from sklearn import metrics  # here, because it takes a second to import
-
-    undefined: Any = np.nan
-    scores = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(num_classes), zero_division=undefined
-    )
-    return dict(zip(("precision", "recall", "f1", "n"), map(np.asarray, scores), strict=True))
-
-
-def _confusion(labels, predicted, num_classes):
-    from sklearn import metrics
-
-    return metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes)).tolist()
+    hits, n, named = np.diag(confusion_cc), confusion_cc.sum(axis=1), confusion_cc.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+        return {
+            "precision": hits / named,
+            "recall": hits / n,
+            "f1": 2 * hits / (n + named),
+            "n": n,
+        }
 
 
 def _accuracy_interval(correct, n, seed):
