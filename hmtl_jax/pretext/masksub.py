@@ -3,6 +3,10 @@
 Every classification task reads the masked view too; its answer is held against the one on the clean
 view, from which no gradient comes. The paper averages both losses; with the weighting `fixed` they
 are added, which is twice that.
+
+With a `threshold` it is FixMatch's loss (Sohn 2020, arXiv 2001.07685, eq. 4) with the mask as the
+strong augmentation: the surest answers count, as if they were labels, and the others not at all.
+That is the form for few labels: an encoder that knows nothing yet is not asked to repeat itself.
 """
 
 import dataclasses
@@ -23,16 +27,22 @@ class MaskSub:
     """The pretext's settings, and its view and loss.
 
     patch, drops_tokens: of the encoder: a ViT drops the masked patches, for others they are painted
-    over with the mean colour (ours). mask_ratio: share of the patches that are masked.
+    over with the mean colour (ours). mask_ratio: share of the patches that are masked. threshold:
+    0 to hold the masked view's answer against the clean one's distribution; above it, against the
+    class that the clean view gives at least this probability, where there is one.
     """
 
     patch: int
     image_size: int
     drops_tokens: bool = True
     mask_ratio: float = 0.5
+    threshold: float = 0.0
 
     FILLED: ClassVar = ("patch", "image_size", "drops_tokens")
-    LIMITS: ClassVar = {"mask_ratio": limits.open_share("the part of the patches to mask")}
+    LIMITS: ClassVar = {
+        "mask_ratio": limits.open_share("the part of the patches to mask"),
+        "threshold": limits.share("a probability"),
+    }
     reads: ClassVar = "heads"
     unlearned: ClassVar[str] = "a smaller mask_ratio, or a longer run"
     network: ClassVar = None  # in which losses compare features
@@ -68,9 +78,18 @@ class MaskSub:
         """
         del target, features
         return {
-            task: jnp.sum(jax.nn.softmax(wanted) * -jax.nn.log_softmax(masked), axis=-1)
-            for task, (masked, wanted) in _fixed(output).items()
+            task: jnp.sum(self._wanted(clean) * -jax.nn.log_softmax(masked), axis=-1)
+            for task, (masked, clean) in _fixed(output).items()
         }
+
+    def _wanted(self, clean_bc: jax.Array) -> jax.Array:
+        """What the masked view is to say, from the clean one's logits; all 0 where it is unsure."""
+        shares_bc = jax.nn.softmax(clean_bc)
+        if not self.threshold:
+            return shares_bc
+        sure_b1 = jnp.max(shares_bc, axis=-1, keepdims=True) >= self.threshold
+        label_bc = jax.nn.one_hot(jnp.argmax(shares_bc, axis=-1), shares_bc.shape[-1])
+        return jnp.where(sure_b1, label_bc, 0.0)
 
     def skill(self, output: Mapping, target: dict, mask_b: jax.Array) -> dict[str, skill.Errors]:
         """By task: the divergence from the clean view's distribution, against that of its mean."""

@@ -57,6 +57,14 @@ def test_the_loss_is_the_cross_entropy_against_the_clean_views_softmax():
     assert np.abs(to_masked).max() > 0.1 and not np.any(to_clean)
 
 
+def test_with_a_threshold_the_surest_answers_count_as_labels():
+    clean = np.log(np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], np.float32))
+    masked = np.log(np.array([[0.5, 0.5], [0.5, 0.5], [0.3, 0.7]], np.float32))
+    pretext = MaskSub(4, SIZE, threshold=0.75)
+    (loss,) = pretext.losses({"a": (masked, clean)}, {}, None).values()
+    np.testing.assert_allclose(loss, [-np.log(0.5), 0.0, -np.log(0.7)], rtol=1e-5)
+
+
 def test_skill_is_one_for_the_same_answer_and_zero_for_the_mean_one():
     clean = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
     mean = np.log(np.asarray(jax.nn.softmax(clean)).mean(0))
@@ -97,6 +105,11 @@ def test_a_recipe_without_classes_to_compare_is_refused():
     config.tasks = {"rank": recipe.task("regression", labels=("expression",))}
     with pytest.raises(UserError, match=r"pretexts\.masksub compares what a classification task"):
         tiny.training(config)
+
+
+def test_a_threshold_that_is_no_probability_is_refused():
+    with pytest.raises(UserError, match=r"pretexts\.masksub\.threshold is 1\.5; give a probability"):
+        tiny.training(config_of(threshold=1.5))
 
 
 def test_a_mask_that_hides_nothing_is_refused():
