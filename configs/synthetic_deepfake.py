@@ -1,14 +1,14 @@
 r"""Rendered faces: real or blended.
 
-Paper: SSAT (arXiv 2310.20704) and L-SSAT (arXiv 2409.19582) are the method; the faces are ours.
+Paper: HMTL (arXiv 2105.06421) is the method; the faces are ours.
 
     python -m hmtl_jax.main --config=configs/synthetic_deepfake.py --workdir=runs/deepfake
     python -m hmtl_jax.main --config=configs/synthetic_deepfake.py:supervised \
         --workdir=runs/deepfake_sl
 
-Expected: ours, in three epochs, in experiments/synthetic_deepfake.md.
+Expected: ours, in experiments/synthetic_deepfake.md.
 
-With a masked auto-encoder of pixels and LBP maps beside the task, or without. Minutes on two cores.
+With a puzzle beside the task, or without, and labels for one face in twenty. Minutes on two cores.
 Everything else as synthetic.py.
 """
 
@@ -18,11 +18,7 @@ from hmtl_jax import recipe
 
 def get_config(arg: str = ""):
     """arg: `` (with the pretext) or `supervised`."""
-    (supervised,) = recipe.arguments(arg, "supervised")
-    config = synthetic.get_config()
+    config = synthetic.get_config(arg)
     config.tasks = {"deepfake": recipe.task("binary", label="fake")}
     config.checkpoint.best = "deepfake/auc"
-    if supervised:
-        config.pretexts = {}
-        config.weighting.name = "fixed"
     return config

@@ -60,20 +60,30 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(recipe, flags)]
 
 
-def ferplus(form: str, subset: float, epochs: int, names: Sequence[str], *more: str) -> dict:
-    """Methods on FER+ at equal epochs; `form` is the recipes' argument, `more` further flags."""
-    flags = (f"--config.data.subset={subset}", f"--config.epochs={epochs}", *more)
-    methods: dict = {n: one(f"ferplus_{n}{form and ':' + form}", *flags) for n in names}
-    if "mae_rgb_pretrain" in methods:
-        recipe = "ferplus_mae_rgb_pretrain"
-        methods["mae_rgb_pretrain"] = [
-            (f"{recipe}{form and ':' + form}", flags),
-            (f"{recipe}:{','.join(filter(None, (form, 'finetune')))}", flags),
-        ]
-    return methods
+def few_labels(form: str, share: float, steps: int) -> dict:
+    """FER+ with a share of the labels: alone, and with a puzzle of all faces or of the same.
+
+    form: the recipe's argument. Batches, steps and warm-up are equal, but for `supervised_longer`,
+    which has twice the steps, for what the puzzle costs in processor time.
+    """
+
+    def method(role: str, *flags: str, longer: int = 1) -> tuple[str, tuple[str, ...]]:
+        words = ",".join(filter(None, (form, role)))
+        size = (f"--config.steps={longer * steps}", f"--config.eval_every={longer * steps // 6}")
+        return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
+
+    few = (f"--config.data.subset={share}", f"--config.optim.warmup_epochs={0.5 / share:g}")
+    every = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
+    return {
+        "supervised": [method("supervised", *few)],
+        "puzzle_all_faces": [method("", f"--config.data.labelled={share}")],
+        "puzzle_same_faces": [method("", *few, *every)],
+        "supervised_longer": [method("supervised", *few, longer=2)],
+        "puzzle_then_finetune": [method("pretrain"), method("finetune", *few)],
+    }
 
 
-ALL = ("supervised", "puzzle", "inpaint", "mae_rgb", "mae_lbp", "mae_ldp", "mae_rgb_pretrain")
+# Of every task on rendered faces, what is compared.
 SYNTHETIC = {"pose": "mae", "attributes": "accuracy", "affect": "ccc", "deepfake": "auc"}
 # Targets of the masked auto-encoder, each in the forms that it has.
 FORMS = (
@@ -104,15 +114,42 @@ TABLES = {
         ),
         seeds=1,
     ),
-    "ferplus_20": Table(
-        "FER+, 20 % of the labels, on one GPU (mae_rgb_pretrain: 200 epochs a stage)",
+    "ferplus_5_cpu": Table(
+        "FER+, 5 % of the labels, small CNN, 1,500 steps of 64",
         "expression/accuracy",
-        ferplus("", 0.2, 200, ALL),
+        few_labels("cpu", 0.05, 1500),
     ),
-    "ferplus_100": Table(
-        "FER+, all labels, on one GPU (mae_rgb_pretrain: 200 epochs a stage)",
+    "ferplus_20_cpu": Table(
+        "FER+, 20 % of the labels, small CNN, 3,600 steps of 64",
         "expression/accuracy",
-        ferplus("", 1.0, 200, ALL),
+        few_labels("cpu", 0.2, 3600),
+    ),
+    "ferplus_5": Table(
+        "FER+, 5 % of the labels, ResNet-18 for small pictures on one GPU, 6,000 steps of 64",
+        "expression/accuracy",
+        few_labels("", 0.05, 6000),
+        seeds=5,
+    ),
+    "ferplus_20": Table(
+        "FER+, 20 % of the labels, ResNet-18 for small pictures on one GPU, 12,000 steps of 64",
+        "expression/accuracy",
+        few_labels("", 0.2, 12000),
+        seeds=5,
+    ),
+    "ferplus_100_cpu": Table(
+        "FER+, all labels, small CNN, 40 epochs",
+        "expression/accuracy",
+        {
+            "supervised": one("ferplus_supervised:cpu"),
+            "puzzle": one("ferplus_puzzle:cpu"),
+        },
+        seeds=1,
+    ),
+    "synthetic_expression": Table(
+        "The demo: rendered faces, eight expressions from 401 labels, with and without a puzzle",
+        "expression/accuracy",
+        {"supervised": one("synthetic:supervised"), "puzzle": one("synthetic")},
+        seeds=5,
     ),
     "fairface_gender_cpu": Table(
         "FairFace, gender, small ViT, 5 epochs",
@@ -124,11 +161,11 @@ TABLES = {
     ),
 } | {
     f"synthetic_{task}": Table(
-        f"Rendered faces, {task}, with and without rebuilding pixels and LBP, 3 epochs",
+        f"Rendered faces, {task}, one label in twenty, with and without a puzzle",
         f"{task}/{metric}",
         {
-            "supervised": one(f"synthetic_{task}:supervised", "--config.epochs=3"),
-            "mae_rgb_lbp": one(f"synthetic_{task}", "--config.epochs=3"),
+            "supervised": one(f"synthetic_{task}:supervised"),
+            "puzzle": one(f"synthetic_{task}"),
         },
     )
     for task, metric in SYNTHETIC.items()
@@ -257,18 +294,32 @@ def timed(command: Sequence[str], workdir: pathlib.Path, cores: Sequence[int]) -
     return code, seconds
 
 
-def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> tuple[float, float] | None:
-    """The test metric of a cell and the seconds of all its stages; None where it is not done."""
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a cell reached on test, the skill of each of its pretexts, and the seconds it took."""
+
+    value: float
+    skills: Mapping[str, float]
+    seconds: float
+
+
+def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score | None:
+    """What a cell says of itself; None where it is not done."""
     stages = table.methods[method]
     folders = [stage_dir(folder, method, seed, index) for index in range(len(stages))]
     if not all(done(path, *stage) for path, stage in zip(folders, stages, strict=True)):
         return None
     seconds = sum(json.loads((path / DONE).read_text())["seconds"] for path in folders)
-    # The newest, where a cell was evaluated at several steps.
-    reports = (folders[-1] / "eval").glob("test-*.json")
-    report = max(reports, key=lambda path: int(path.stem.rpartition("-")[2]))
+    skills = {}
+    for path in folders:
+        # The newest, where a cell was evaluated at several steps.
+        reports = (path / "eval").glob("test-*.json")
+        newest = max(reports, key=lambda report: int(report.stem.rpartition("-")[2]))
+        report = json.loads(newest.read_text())
+        parts = {name: part for name, part in report.items() if isinstance(part, Mapping)}
+        skills |= {name: part["skill"] for name, part in parts.items() if "skill" in part}
     task, metric = table.metric.split("/")
-    return json.loads(report.read_text())[task][metric], seconds
+    return Score(report[task][metric], skills, seconds)
 
 
 def render(table: Table, folder: pathlib.Path, seeds: Sequence[int]) -> str:
@@ -281,18 +332,28 @@ def render(table: Table, folder: pathlib.Path, seeds: Sequence[int]) -> str:
         f"# {table.title}", "",
         f"Test {table.metric}{' in %' if table.percent else ''}, mean ± standard deviation over "
         "seeds; the difference from the first row with Welch's 95 % interval.", "",
-        "| method | seeds | test | difference | minutes a run |", "|---|---|---|---|---|",
+        "| method | seeds | test | difference | skill of the pretext | minutes a run |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, row in cells.items():
-        values = unit * np.array([value for value, _ in row])
+        values = unit * np.array([cell.value for cell in row])
         if not len(values):
-            lines.append(f"| {name} | 0 | – | – | – |")
+            lines.append(f"| {name} | 0 | – | – | – | – |")
             continue
         spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        against = "–" if row is base else difference(values, unit * np.array([v for v, _ in base]))
-        minutes = np.mean([seconds for _, seconds in row]) / 60
+        against = (
+            "–"
+            if row is base
+            else difference(values, unit * np.array([cell.value for cell in base]))
+        )
+        learnt = ", ".join(
+            f"{pretext} {np.mean([cell.skills[pretext] for cell in row]):.2f}"
+            for pretext in row[0].skills
+        )
+        minutes = np.mean([cell.seconds for cell in row]) / 60
         lines.append(
-            f"| {name} | {len(values)} | {values.mean():.2f}{spread} | {against} | {minutes:.1f} |"
+            f"| {name} | {len(values)} | {values.mean():.2f}{spread} | {against} | {learnt or '–'} "
+            f"| {minutes:.1f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -19,13 +19,16 @@ TABLE = tables.Table(
 
 
 def finish(folder, method, seed, values):
-    """Leaves what the stages of a cell leave: each its seconds, the last its test report."""
+    """Leaves what the stages of a cell leave: their seconds and their test reports."""
     for stage, ((recipe, flags), value) in enumerate(
         zip(TABLE.methods[method], values, strict=False)
     ):
         path = tables.stage_dir(folder, method, seed, stage)
         (path / "eval").mkdir(parents=True)
-        write_json(path / "eval" / "test-7.json", {"pose": {"mae": value}})
+        report = {"step": 7, "pose": {"mae": value}}
+        if stage == 0 and len(TABLE.methods[method]) > 1:
+            report["puzzle"] = {"skill": 0.5 + seed / 4}
+        write_json(path / "eval" / "test-7.json", report)
         about = {"recipe": recipe, "flags": list(flags), "seconds": 60.0}
         write_json(path / "seconds.json", about)
 
@@ -42,16 +45,16 @@ def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_p
     half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
     gap = two.mean() - plain.mean()
     lines = tables.render(TABLE, tmp_path, range(3))
-    assert "| plain | 3 | 6.00 ± 1.00 | – | 1.0 |" in lines
+    assert "| plain | 3 | 6.00 ± 1.00 | – | – | 1.0 |" in lines
     wanted = f"{gap:+.2f} [{gap - half:+.2f}, {gap + half:+.2f}]"
-    assert f"| two | 2 | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | 2.0 |" in lines
+    assert f"| two | 2 | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | puzzle 0.62 | 2.0 |" in lines
 
 
 def test_a_method_without_a_cell_has_a_row_of_dashes(tmp_path):
     finish(tmp_path, "plain", 0, [5.0])
     lines = tables.render(TABLE, tmp_path, range(1))
-    assert "| plain | 1 | 5.00 | – | 1.0 |" in lines
-    assert "| two | 0 | – | – | – |" in lines
+    assert "| plain | 1 | 5.00 | – | – | 1.0 |" in lines
+    assert "| two | 0 | – | – | – | – |" in lines
 
 
 def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ _STRENGTH: dict[str, tuple[float, ...]] = {
     "anger": (-0.08, 0, 0, -0.06, 0, -0.13, -0.24, 0.10, 0.3, 1, 0, 0.2, 0.2, 0.8, 1),
     "contempt": (0, 0, 0, 0.02, 0.26, 0, 0, -0.20, 0.15, 0, 0, 0.4, 0, 0, 0),
 }
+EXAGGERATION = 1.4  # of all of them: what is left of a face at 48 px must still show it
 _JITTER = {
     "smile": 0.025, "width": 0.03, "asym": 0.02, "brow": 0.022, "inner": 0.025, "lid": 0.09,
     "squint": 0.06, "furrow": 0.08, "forehead": 0.08, "fold": 0.08,
@@ -193,7 +194,7 @@ def _expression(d: Dice) -> dict[str, np.ndarray]:
     expression = d.choice("expression", EXPRESSION_SHARES)
     intensity = d.uniform("intensity", 0.55, 1.0) * (expression > 0)
     table = np.array([_STRENGTH[name] for name in EXPRESSIONS], np.float32)
-    strength = table[expression] * intensity[:, None]
+    strength = EXAGGERATION * table[expression] * intensity[:, None]
     actions = dict(zip(_ACTIONS, strength.T, strict=True))
     for name, scale in _JITTER.items():
         actions[name] = actions[name] + d.normal(name, scale)
@@ -221,16 +222,16 @@ def _variants(d: Dice, expression, intensity, actions) -> None:
 
 def _pose(d: Dice) -> dict[str, np.ndarray]:
     return {
-        "yaw": np.clip(d.normal("yaw", 14), -50, 50),
-        "pitch": np.clip(d.normal("pitch", 8), -28, 28),
-        "roll": np.clip(d.normal("roll", 7), -28, 28),
+        "yaw": np.clip(d.normal("yaw", 11), -50, 50),
+        "pitch": np.clip(d.normal("pitch", 6.5), -28, 28),
+        "roll": np.clip(d.normal("roll", 5.5), -28, 28),
     }
 
 
 def _scene(d: Dice) -> dict[str, np.ndarray]:
     """Light, place in the frame, background and camera."""
     return {
-        "scale": d.uniform("scale", 0.32, 0.37),  # half-width of the head / picture size
+        "scale": d.uniform("scale", 0.37, 0.42),  # half-width of the head / picture size
         "centre_x": 0.5 + d.normal("centre x", 0.015),
         "centre_y": 0.50 + d.normal("centre y", 0.015),
         "light_x": d.normal("light x", 0.5),

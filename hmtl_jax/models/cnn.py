@@ -16,7 +16,13 @@ from hmtl_jax.models.conv import batch_norm, check_image, check_whole, conv, poo
 from hmtl_jax.models.layers import DropPath
 from hmtl_jax.patches import patchify
 
-SIZES = {"cnn24": 24, "cnn32": 32, "cnn48": 48, "cnn64": 64}  # channels of the first stage
+SIZES = {
+    "cnn16": 16,
+    "cnn24": 24,
+    "cnn32": 32,
+    "cnn48": 48,
+    "cnn64": 64,
+}  # channels of the first stage
 SQUARE = 2  # pixels a side that the stem reads as one place
 STAGES = 3
 

@@ -108,7 +108,9 @@ def test_a_recipe_without_classes_to_compare_is_refused():
 
 
 def test_a_threshold_that_is_no_probability_is_refused():
-    with pytest.raises(UserError, match=r"pretexts\.masksub\.threshold is 1\.5; give a probability"):
+    with pytest.raises(
+        UserError, match=r"pretexts\.masksub\.threshold is 1\.5; give a probability"
+    ):
         tiny.training(config_of(threshold=1.5))
 
 

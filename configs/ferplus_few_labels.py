@@ -1,0 +1,48 @@
+r"""FER+ as if one face in twenty had a label: expressions from those, a puzzle of all of them.
+
+Paper: HMTL, arXiv 2105.06421, which reports its largest gain, 2.90 points, on a fifth of AffectNet.
+Clean stream, 2 × 2 tiles, encoder and budget are ours.
+
+    python -m hmtl_jax.main --config=configs/ferplus_few_labels.py:cpu --workdir=runs/few
+    python -m hmtl_jax.main --config=configs/ferplus_few_labels.py:cpu,supervised \
+        --workdir=runs/few_supervised
+
+Expected: ours, in experiments/ferplus_5_cpu.md and experiments/ferplus_20_cpu.md.
+
+`supervised` sees the faces with labels alone, for as many steps of as many faces. `pretrain` solves
+the puzzle alone; `finetune` then starts from its workdir, with `--config.init_from`. Another share:
+`--config.data.labelled=0.2`, in a supervised form `--config.data.subset=0.2`.
+"""
+
+from configs import ferplus_supervised
+from hmtl_jax import recipe
+
+LABELLED = 0.05
+
+
+def get_config(arg: str = ""):
+    """arg: `cpu`, and one of `supervised`, `pretrain` and `finetune`, with a comma."""
+    cpu, supervised, pretrain, finetune = recipe.arguments(
+        arg, "cpu", "supervised", "pretrain", "finetune"
+    )
+    config = ferplus_supervised.get_config("cpu" if cpu else "")
+    config.batch_size = 64
+    config.steps = 1500 if cpu else 6000
+    config.eval_every = config.steps // 6
+    config.optim.lr = 3e-3
+    config.optim.ema = 0.995
+    if cpu:
+        config.model.encoder = "cnn24"
+    config.optim.warmup_epochs = 0.5
+    if supervised or finetune:
+        config.data.subset = LABELLED
+        config.optim.warmup_epochs /= LABELLED  # epochs of so many fewer faces: equal steps
+        return config
+    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+    if pretrain:
+        recipe.pretrain_only(config)
+        return config
+    config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the task's
+    config.data.labelled = LABELLED
+    config.data.unlabelled_share = 0.25
+    return config
