@@ -9,7 +9,7 @@ WORKERS ?= 2
 .PHONY: help demo test lint bench clean
 
 help:
-	@echo "make demo    learn expressions of synthetic faces; leaves pictures and results in runs/demo"
+	@echo "make demo    learn expressions from few labels, without and with a puzzle; results in runs/demo"
 	@echo "make test    run all tests"
 	@echo "make lint    check style, types and shell scripts"
 	@echo "make bench   measure textures, training step and input pipeline beside their peers"
@@ -18,7 +18,9 @@ help:
 
 demo:
 	@launch/setup.sh
-	launch/local.sh --config=configs/synthetic.py --workdir=runs/demo $(ARGS)
+	launch/local.sh --config=configs/synthetic.py:supervised --workdir=runs/demo/supervised $(ARGS)
+	launch/local.sh --config=configs/synthetic.py --workdir=runs/demo/puzzle $(ARGS)
+	launch/local.sh --module hmtl_jax.compare runs/demo/supervised runs/demo/puzzle --out runs/demo
 
 # worksteal: one worker mostly keeps the tests of a file, whose compiled functions it then has already.
 test:

@@ -10,7 +10,7 @@ from hmtl_jax.data import synthetic, synthetic_face, synthetic_people, synthetic
 from hmtl_jax.errors import UserError
 
 SIZE = 64
-GOLDEN_COLOUR = (121.6, 107.1, 98.0)
+GOLDEN_COLOUR = (119.3, 101.7, 89.9)
 GOLDEN_EXPRESSIONS = [115, 93, 74, 55, 41, 38, 52, 44]
 GOLDEN_FAKES = 165
 WHOLE = {"expression": 8, "gender": 2, "skin_tone": 6, "fake": 2}

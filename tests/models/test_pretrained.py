@@ -389,7 +389,7 @@ def test_files_that_are_not_there_or_not_safetensors_are_refused(saved, tmp_path
 
 
 def test_unknown_encoders_list_the_known(tmp_path):
-    with pytest.raises(UserError, match=r"Unknown encoder 'vgg'; known: cnn24, .* efficientnet_b0"):
+    with pytest.raises(UserError, match=r"Unknown encoder 'vgg'; known: cnn16, .* efficientnet_b0"):
         pretrained.save(tmp_path / "x", "vgg", {}, image_size=16)
 
 
