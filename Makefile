@@ -20,7 +20,7 @@ demo:
 	@launch/setup.sh
 	launch/local.sh --config=configs/synthetic.py:supervised --workdir=runs/demo/supervised $(ARGS)
 	launch/local.sh --config=configs/synthetic.py --workdir=runs/demo/puzzle $(ARGS)
-	launch/local.sh --module hmtl_jax.compare runs/demo/supervised runs/demo/puzzle --out runs/demo
+	launch/local.sh --module hmtl_jax.compare -- runs/demo/supervised runs/demo/puzzle --out runs/demo
 
 # worksteal: one worker mostly keeps the tests of a file, whose compiled functions it then has already.
 test:

@@ -171,10 +171,12 @@ def open_splits(config: ConfigDict) -> dict[str, records.Source]:
 
 
 def render_if_missing(data_dir: pathlib.Path) -> None:
-    """Makes the synthetic set in a data_dir that has none."""
-    if not data_dir.exists() or "synthetic" not in records.sets(data_dir):
-        from hmtl_jax import prepare
+    """Makes the synthetic set in a data_dir that has none, or one that was drawn otherwise."""
+    from hmtl_jax import prepare
+    from hmtl_jax.data.readers.synthetic import Synthetic
 
+    newest = records.sets(data_dir).get("synthetic") if data_dir.exists() else None
+    if newest is None or newest.name < Synthetic.version:
         say("rendering the synthetic faces, once")
         prepare.prepare("synthetic", None, data_dir)
 

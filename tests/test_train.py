@@ -474,7 +474,7 @@ def flawed_data(tiny_data, tmp_path_factory):
 
     data_dir = tmp_path_factory.mktemp("flawed")
     splits = {split: examples(split) for split in runs.SIZES}
-    records.write(data_dir, "synthetic", "1.0.0", labels, splits, {})
+    records.write(data_dir, "synthetic", "9.0.0", labels, splits, {})
     return data_dir
 
 

@@ -31,7 +31,7 @@ class Synthetic:
     """Faces that `data/synthetic.py` renders; needs no source."""
 
     name: ClassVar[str] = "synthetic"
-    version: ClassVar[str] = "1.0.0"
+    version: ClassVar[str] = "1.1.0"  # of the pictures: another renderer, another version
     needs_source: ClassVar[bool] = False
 
     size: int = option(64, "side of the images in pixels")
