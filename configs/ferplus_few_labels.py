@@ -33,10 +33,9 @@ def get_config(arg: str = ""):
     config.optim.ema = 0.995
     if cpu:
         config.model.encoder = "cnn24"
-    config.optim.warmup_epochs = 0.5
+    config.optim.warmup_steps = 190
     if supervised or finetune:
         config.data.subset = LABELLED
-        config.optim.warmup_epochs /= LABELLED  # epochs of so many fewer faces: equal steps
         return config
     config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
     if pretrain:

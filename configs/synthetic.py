@@ -4,16 +4,16 @@ Paper: HMTL (arXiv 2105.06421) is the method; the faces, the encoder and all set
 
     make demo
     python -m hmtl_jax.main --config=configs/synthetic.py:supervised --workdir=runs/demo/supervised
-    python -m hmtl_jax.main --config=configs/synthetic.py --workdir=runs/demo/joint
+    python -m hmtl_jax.main --config=configs/synthetic.py --workdir=runs/demo/puzzle
 
-Expected: 51 ± 4 % on test without the puzzle, 62 ± 2 with it (ours, five seeds, experiments/synthetic_expression.md);
-a linear model on pixels has 40.1 % from 6,000 labels, the most frequent class 20.8.
+Expected: 51 ± 4 % on test without the puzzle, 62 ± 2 with it (ours, five seeds, in
+experiments/synthetic_expression.md); a linear model on pixels has 40.1 % from 6,000 labels, the
+most frequent class 20.8.
 
 Eight expressions are learnt from 401 labels. `supervised` sees those faces alone; without it, a
 quarter of each batch are faces without a label, and of all faces the encoder also says which
 quarter of a shuffled picture is where, which counts less from step to step and nothing at the end.
-Both have equal steps and batches. Renders the faces once into
-data/synthetic.
+Both have equal steps and batches. Renders the faces once into data/synthetic.
 """
 
 from hmtl_jax import recipe
@@ -40,13 +40,12 @@ def get_config(arg: str = ""):
     config.tasks.expression = recipe.task("classification", label="expression")
 
     config.optim.lr = 4e-3
-    config.optim.warmup_epochs = 0.3
+    config.optim.warmup_steps = 25
     config.optim.clip = 1.0
     config.optim.ema = 0.98
     config.checkpoint.best = "expression/accuracy"
     if supervised:
         config.data.subset = LABELLED
-        config.optim.warmup_epochs /= LABELLED  # epochs of so many fewer faces: equal steps
     else:
         config.data.labelled = LABELLED
         config.data.unlabelled_share = 0.25

@@ -72,14 +72,14 @@ def few_labels(form: str, share: float, steps: int) -> dict:
         size = (f"--config.steps={longer * steps}", f"--config.eval_every={longer * steps // 6}")
         return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
 
-    few = (f"--config.data.subset={share}", f"--config.optim.warmup_epochs={0.5 / share:g}")
+    few = f"--config.data.subset={share}"
     every = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
     return {
-        "supervised": [method("supervised", *few)],
+        "supervised": [method("supervised", few)],
         "puzzle_all_faces": [method("", f"--config.data.labelled={share}")],
-        "puzzle_same_faces": [method("", *few, *every)],
-        "supervised_longer": [method("supervised", *few, longer=2)],
-        "puzzle_then_finetune": [method("pretrain"), method("finetune", *few)],
+        "puzzle_same_faces": [method("", few, *every)],
+        "supervised_longer": [method("supervised", few, longer=2)],
+        "puzzle_then_finetune": [method("pretrain"), method("finetune", few)],
     }
 
 

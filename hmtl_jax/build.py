@@ -270,9 +270,8 @@ def program(config: ConfigDict, made_tasks: Mapping) -> Program:
 def training(config: ConfigDict, made_tasks: Mapping, examples: int) -> Training:
     """The recipe's training on `examples` examples."""
     per_epoch, steps = steps_per_epoch(config, examples), total_steps(config, examples)
-    schedule = optim.make_schedule(
-        config.optim, steps, round(config.optim.warmup_epochs * per_epoch)
-    )
+    warmup = config.optim.warmup_steps or round(config.optim.warmup_epochs * per_epoch)
+    schedule = optim.make_schedule(config.optim, steps, warmup)
     return Training(
         program=program(config, made_tasks),
         weighting=make_weighting(config, steps, per_epoch),

@@ -33,7 +33,8 @@ def make_schedule(cfg: Any, steps: int, warmup: int) -> Callable:
     """`cosine` to `final_lr` or `constant`, each after a linear warm-up from zero."""
     if warmup >= steps > 0:
         raise UserError(
-            f"optim.warmup_epochs takes {warmup} of the run's {steps} steps; shorten it."
+            f"The warm-up takes {warmup} of the run's {steps} steps; lower optim.warmup_epochs, or "
+            "optim.warmup_steps where that is set."
         )
     schedules = {
         "cosine": lambda: optax.cosine_decay_schedule(

@@ -75,6 +75,7 @@ def defaults() -> ConfigDict:
     config.optim.schedule = "cosine"
     config.optim.final_lr = 1e-6
     config.optim.warmup_epochs = 5.0
+    config.optim.warmup_steps = 0  # in place of warmup_epochs where not 0
     config.optim.weight_decay = 0.05
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999

@@ -38,6 +38,7 @@ LIMITS = {
     "optim.lr": limits.above(0, "a rate"),
     "optim.final_lr": limits.number(0, what="a rate"),
     "optim.warmup_epochs": limits.number(0),
+    "optim.warmup_steps": limits.whole(0, instead="optim.warmup_epochs counts"),
     "optim.weight_decay": limits.number(0),
     "optim.b1": limits.share("a decay"),
     "optim.b2": limits.share("a decay"),
