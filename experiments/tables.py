@@ -343,7 +343,7 @@ def render(table: Table, folder: pathlib.Path, seeds: Sequence[int]) -> str:
         spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
         against = (
             "–"
-            if row is base
+            if row is base or not base
             else difference(values, unit * np.array([cell.value for cell in base]))
         )
         learnt = ", ".join(

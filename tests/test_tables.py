@@ -50,6 +50,12 @@ def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_p
     assert f"| two | 2 | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | puzzle 0.62 | 2.0 |" in lines
 
 
+def test_a_row_that_is_there_before_the_baseline_has_no_difference_yet(tmp_path):
+    finish(tmp_path, "two", 0, [9.9, 4.0])
+    lines = tables.render(TABLE, tmp_path, range(1))
+    assert "| two | 1 | 4.00 | – | puzzle 0.50 | 2.0 |" in lines
+
+
 def test_a_method_without_a_cell_has_a_row_of_dashes(tmp_path):
     finish(tmp_path, "plain", 0, [5.0])
     lines = tables.render(TABLE, tmp_path, range(1))
