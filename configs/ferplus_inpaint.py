@@ -6,7 +6,7 @@ published: ours (pretext/inpaint.py).
     python -m hmtl_jax.main --config=configs/ferplus_inpaint.py:cpu --workdir=runs/ferplus_inpaint
 
 Expected: on AffectNet HMTL gains 1.38 points with all data and 2.90 with 20 %. Ours on 20 % of FER+
-stand in experiments/ferplus_20_cpu.md.
+stand in experiments/README.md.
 
 Data, encoder and schedule are those of ferplus_supervised.py. `--config.stream=clean` reads the
 expressions from the whole picture instead, at the cost of a second pass.

@@ -6,7 +6,7 @@ Paper: L-SSAT, arXiv 2409.19582; λ and the mask ratio are SSAT's (arXiv 2310.20
 
 Expected: not run to its end with the CNN of today. A ViT-192x6x3/8 had 71.2 % on test, against
 70.9 % supervised (ours, one seed each, docs/results; 20 % of the labels:
-experiments/ferplus_20_cpu.md). Little of an LBP code can be foreseen (textures/forms.py):
+experiments/README.md). Little of an LBP code can be foreseen (textures/forms.py):
 `--config.pretexts.mae.targets=lbp_bits_4` is a target of which more can.
 
 Data, encoder and schedule are those of ferplus_supervised.py.

@@ -5,8 +5,8 @@ expression from the puzzled picture; clean stream, tiles and the weight that fal
 
     python -m hmtl_jax.main --config=configs/ferplus_puzzle.py:cpu --workdir=runs/ferplus_puzzle
 
-Expected: on AffectNet HMTL gains 0.75 points for EfficientNet-B0. Ours: none with all labels yet;
-with few of them, experiments/ferplus_5_cpu.md.
+Expected: on AffectNet HMTL gains 0.75 points for EfficientNet-B0. Ours is not measured;
+`python -m experiments.tables ferplus_100_cpu` does.
 
 Data, encoder and schedule are those of ferplus_supervised.py. The paper's form:
 `--config.stream=one_stream --config.pretexts.puzzle.tiles=3 --config.pretexts.puzzle.weight=0.3`

@@ -6,7 +6,7 @@ Paper: HMTL (arXiv 2105.06421) is the method; the faces are ours.
     python -m hmtl_jax.main --config=configs/synthetic_affect.py:supervised \
         --workdir=runs/affect_sl
 
-Expected: ours, in experiments/synthetic_affect.md.
+Expected: not measured yet; `python -m experiments.tables synthetic_affect` does.
 
 With a puzzle beside the task, or without, and labels for one face in twenty. Minutes on two cores.
 Everything else as synthetic.py.
