@@ -7,8 +7,8 @@ Clean stream, 2 × 2 tiles, encoder and budget are ours.
     python -m hmtl_jax.main --config=configs/ferplus_few_labels.py:cpu,supervised \
         --workdir=runs/few_supervised
 
-Expected: not measured yet; `python -m experiments.tables ferplus_5_cpu` does, as `ferplus_20_cpu` does
-with a fifth of the labels.
+Expected: not measured yet; `python -m experiments.tables ferplus_5_cpu` does, and
+`ferplus_20_cpu` with a fifth of the labels.
 
 `supervised` sees the faces with labels alone, for as many steps of as many faces. `pretrain` solves
 the puzzle alone; `finetune` then starts from its workdir, with `--config.init_from`. Another share:
