@@ -235,7 +235,9 @@ def test_other_data_are_evaluated_under_their_own_name(
     assert new == f"synthetic-{identity['digest'][:8]}-{own}"
     assert after[new]["examples"] == 17
     assert after[new]["data"]["digest"] == identity["digest"]
-    assert printed[-1].startswith("on other data, synthetic 1.0.0 (size=32, train=8, ")
+    assert printed[-1].startswith(
+        f"on other data, synthetic {synthetic.Synthetic.version} (size=32, train=8, "
+    )
     with pytest.raises(UserError, match=r"was trained on synthetic .* does not go on with other"):
         runs.run(runs.config(other), again)
 
