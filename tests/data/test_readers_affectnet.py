@@ -6,7 +6,7 @@ import pytest
 import simplejpeg
 
 from hmtl_jax import errors, prepare
-from hmtl_jax.data import decode, records
+from hmtl_jax.data import decode, faces, records
 from hmtl_jax.data.readers import affectnet
 from hmtl_jax.data.readers.reader import Row, Survey
 from tests import tiny
@@ -151,13 +151,13 @@ def test_margin_and_shrinking_of_2017(tmp_path):
 
 def test_crop_repeats_the_border_and_refuses_a_box_outside():
     image = picture(0)
-    cut = affectnet.crop(image, -4, 8, 16)
+    cut = faces.cut(image, -4, 8, 16)
     assert cut.shape == (16, 16, 3)
     np.testing.assert_array_equal(cut[:, 4:], image[8:24, :12])
     np.testing.assert_array_equal(cut[:, :4], np.broadcast_to(image[8:24, :1], (16, 4, 3)))
     for left, top in ((32, 0), (0, 32), (-16, 0), (0, -16)):
         with pytest.raises(errors.UserError, match="outside of the image"):
-            affectnet.crop(image, left, top, 16)
+            faces.cut(image, left, top, 16)
 
 
 def test_other_places_of_the_lists_and_images(tmp_path):

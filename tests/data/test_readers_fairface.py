@@ -126,7 +126,7 @@ def test_a_name_that_occurs_twice_counts_once(tmp_path, capsys):
 
 
 def test_a_share_that_holds_out_nothing_or_all_is_refused(tmp_path):
-    assert "--validation 0.0 is no share" in refusal(draw(tmp_path / "source"), validation=0.0)
+    assert "--validation 1.0 is no share" in refusal(draw(tmp_path / "source"), validation=1.0)
 
 
 def test_a_source_of_another_layout(tmp_path):

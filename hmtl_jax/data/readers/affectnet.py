@@ -14,14 +14,12 @@ import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
-import simplejpeg
 
 from hmtl_jax import errors
-from hmtl_jax.data import decode
+from hmtl_jax.data import decode, faces
 from hmtl_jax.data.labels import Label
-from hmtl_jax.data.readers.held_out import held_out
+from hmtl_jax.data.readers.held_out import check_share, held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
 
@@ -101,8 +99,7 @@ class AffectNet:
 
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
-        if not 0 <= self.validation < 1:
-            raise errors.UserError(f"--validation {self.validation} is no share from 0 to 1.")
+        check_share(self.validation)
         tree = Tree(source)
         layout = tree.enter(*LAYOUTS)
         splits, left_out = {}, collections.Counter()
@@ -114,9 +111,9 @@ class AffectNet:
                 file = {"train": "training.csv", "val": "validation.csv"}[official]
                 rows = self._rows_2017(tree, folder + file, track, left_out)
             splits[split] = list(rows)
-        chosen = held_out(splits["train"], self.validation, self.seed, ("expression",))
-        splits["validation"] = [row for row in splits["train"] if row.key in chosen]
-        splits["train"] = [row for row in splits["train"] if row.key not in chosen]
+        splits["train"], splits["validation"] = held_out(
+            splits["train"], self.validation, self.seed, ("expression",)
+        )
         found = {split: rows for split, rows in splits.items() if rows}
         return Survey(found, self.labels, left_out)
 
@@ -157,7 +154,9 @@ class AffectNet:
                 path = tree.find(path) or path
             if self.landmarks:
                 labels["landmarks"] = _npy(tree, f"{stem}_lnd.npy", 136).reshape(68, 2)
-                labels["landmarks"] *= self._scale(max(_size(tree.read(path), where)))
+                labels["landmarks"] *= faces.scale_of(
+                    max(_size(tree.read(path), where)), self.size
+                )
             yield Row(name, labels, functools.partial(self._copy, tree, path), where)
 
     def _rows_2017(self, tree: Tree, path: str, track: Track, left_out) -> Iterator[Row]:
@@ -207,9 +206,7 @@ class AffectNet:
         x, y, width, height = (_number(cells[name], name, where) for name in names)
         if not (width > 0 and height > 0):
             raise errors.UserError(f"{where}: the face box is {width:g} x {height:g} pixels.")
-        side = max(width, height) * (1 + 2 * self.margin)
-        left, top = x + (width - side) / 2, y + (height - side) / 2
-        return round(left), round(top), max(2, round(side))
+        return faces.square(x, y, x + width, y + height, 1 + 2 * self.margin)
 
     def _landmarks_2017(self, cells, square, where: str) -> np.ndarray:
         left, top, side = square
@@ -220,41 +217,18 @@ class AffectNet:
             )
         points = [_number(number, "facial_landmarks", where) for number in numbers]
         points = np.array(points, np.float32).reshape(68, 2)
-        return (points - np.array([[left, top]], np.float32)) * np.float32(self._scale(side))
-
-    def _scale(self, longest: int) -> float:
-        """How much an image of that longest side shrinks when it is stored."""
-        return min(1.0, self.size / longest) if self.size else 1.0
+        return (points - np.array([[left, top]], np.float32)) * np.float32(faces.scale_of(side, self.size))
 
     def _copy(self, tree: Tree, path: str) -> bytes:
         """An image that is small enough keeps its very bytes."""
         encoded = tree.read(path)
         image_hwc = decode.decode(encoded)
-        shrunk = self._shrink(image_hwc)
-        return encoded if shrunk is image_hwc else _jpeg(shrunk)
+        shrunk = faces.shrink(image_hwc, self.size)
+        return encoded if shrunk is image_hwc else faces.jpeg(shrunk)
 
     def _crop(self, tree: Tree, path: str, square: tuple[int, int, int]) -> bytes:
-        return _jpeg(self._shrink(crop(decode.decode(tree.read(path)), *square)))
-
-    def _shrink(self, image_hwc: np.ndarray) -> np.ndarray:
-        height, width = image_hwc.shape[:2]
-        scale = self._scale(max(height, width))
-        if scale == 1:
-            return image_hwc
-        shape = (max(2, round(width * scale)), max(2, round(height * scale)))
-        return cv2.resize(image_hwc, shape, interpolation=cv2.INTER_AREA)
-
-
-def crop(image_hwc: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """Returns [side, side, 3]; where the square leaves the image, its border is repeated."""
-    height, width = image_hwc.shape[:2]
-    if not (-side < left < width and -side < top < height):
-        raise errors.UserError(
-            f"The face box at {left}, {top} lies outside of the image of {width} x {height} pixels."
-        )
-    rows = np.clip(np.arange(top, top + side), 0, height - 1)
-    columns = np.clip(np.arange(left, left + side), 0, width - 1)
-    return np.ascontiguousarray(image_hwc[rows[:, None], columns[None, :]])
+        face_hwc = faces.cut(decode.decode(tree.read(path)), *square)
+        return faces.jpeg(faces.shrink(face_hwc, self.size))
 
 
 def _npy(tree: Tree, path: str, length: int) -> np.ndarray:
@@ -287,6 +261,3 @@ def _size(encoded: bytes, where: str) -> tuple[int, int]:
     except errors.UserError as error:
         raise errors.UserError(f"{where}: {error}") from error
 
-
-def _jpeg(image_hwc: np.ndarray) -> bytes:
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image_hwc), quality=95)

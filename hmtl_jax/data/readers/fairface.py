@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from hmtl_jax import errors
 from hmtl_jax.data.labels import Label
-from hmtl_jax.data.readers.held_out import held_out
+from hmtl_jax.data.readers.held_out import check_share, held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
 
@@ -69,22 +69,19 @@ class FairFace:
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         del track  # all labels are read in a second
-        if not 0 < self.validation < 1:
-            raise errors.UserError(
-                f"--validation {self.validation} is no share between 0 and 1 to hold out."
-            )
+        check_share(self.validation)
         tree, left_out = Tree(source), collections.Counter()
         tree.enter(tuple(LISTS.values()))
         splits = {split: list(_rows(tree, path, left_out)) for split, path in LISTS.items()}
-        chosen = held_out(splits["train"], self.validation, self.seed, ("race", "gender"))
-        splits["validation"] = [row for row in splits["train"] if row.key in chosen]
-        splits["train"] = [row for row in splits["train"] if row.key not in chosen]
-        return Survey(splits, LABELS, left_out)
+        splits["train"], splits["validation"] = held_out(
+            splits["train"], self.validation, self.seed, ("race", "gender")
+        )
+        return Survey({split: rows for split, rows in splits.items() if rows}, LABELS, left_out)
 
     def check(self, survey: Survey) -> list[str]:
         """Train and validation are counted together, for they were one."""
         found = {split: len(rows) for split, rows in survey.splits.items()}
-        found["train"] += found.pop("validation")
+        found["train"] += found.pop("validation", 0)
         return [
             f"{split} has {found[split]:,} images instead of {size:,}"
             for split, size in PUBLISHED.items()

@@ -195,7 +195,7 @@ def _from_csv(tree: Tree, file: str) -> Iterator[_Entry]:
             raise errors.UserError(f"{where}: Usage is {usage!r}, but {drawn_usage!r} in {file}.")
         split = errors.lookup(names, usage, f"Usage in {where}:")
         votes = _votes([row[name] for name in VOTES], where)
-        image = functools.partial(_encode, pixels["pixels"], f"{file}, line {drawn_line}")
+        image = functools.partial(encode, pixels["pixels"], f"{file}, line {drawn_line}")
         yield _Entry(split, row["Image name"].strip(), votes, image, where)
 
 
@@ -228,7 +228,7 @@ def _votes(cells: list[str], where: str) -> np.ndarray:
     return np.array(votes, np.int32)
 
 
-def _encode(pixels: str, where: str) -> bytes:
+def encode(pixels: str, where: str) -> bytes:
     """2,304 numbers as text -> a lossless 48x48 grey PNG."""
     try:
         values = np.array(pixels.split(), np.int64)
