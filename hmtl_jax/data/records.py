@@ -87,9 +87,9 @@ def write(
 
 def check_names(name: str, splits: Iterable[str], labels: Iterable[str]) -> None:
     """Raises UserError for a name that TFDS or a path would not take."""
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+    if not re.fullmatch("[a-z0-9][a-z0-9_]*", name):
         raise errors.UserError(
-            f"A set cannot be called {name!r}; take small letters, digits and '_', a letter first."
+            f"A set cannot be called {name!r}; take small letters, digits and '_'."
         )
     for what, names in (("split", splits), ("label", labels)):
         for one in names:

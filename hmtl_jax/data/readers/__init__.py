@@ -3,13 +3,30 @@
 from typing import Any
 
 from hmtl_jax.data.readers.affectnet import AffectNet
+from hmtl_jax.data.readers.aflw2000 import Aflw2000
+from hmtl_jax.data.readers.biwi import Biwi
+from hmtl_jax.data.readers.celeba import CelebA
 from hmtl_jax.data.readers.fairface import FairFace
+from hmtl_jax.data.readers.fer2013 import Fer2013
 from hmtl_jax.data.readers.ferplus import FerPlus
+from hmtl_jax.data.readers.mtfl import Mtfl
+from hmtl_jax.data.readers.rafdb import RafDb
 from hmtl_jax.data.readers.synthetic import Synthetic
+from hmtl_jax.data.readers.utkface import UtkFace
+from hmtl_jax.data.readers.w300_lp import W300Lp
 
-READERS: dict[str, Any] = {
-    "affectnet": AffectNet,
-    "fairface": FairFace,
-    "ferplus": FerPlus,
-    "synthetic": Synthetic,
-}
+_READERS: tuple[Any, ...] = (
+    W300Lp,
+    AffectNet,
+    Aflw2000,
+    Biwi,
+    CelebA,
+    FairFace,
+    Fer2013,
+    FerPlus,
+    Mtfl,
+    RafDb,
+    Synthetic,
+    UtkFace,
+)
+READERS: dict[str, Any] = {reader.name: reader for reader in _READERS}
