@@ -247,7 +247,7 @@ def test_an_unknown_set_lists_those_there_and_names_the_command(tmp_path):
     write(tmp_path, name="ferplus")
     message = refusal(tmp_path, "ferpus")
     assert "there are: ferplus" in message and "Did you mean 'ferplus'?" in message
-    assert "affectnet|fairface|ferplus|synthetic --name ferpus" in message
+    assert "|ferplus|" in message and "--name ferpus" in message
     assert "--source" not in refusal(tmp_path, "synthetic")
 
 
