@@ -49,7 +49,7 @@ def write(
 
     Args:
       data_dir: where prepared sets stand; made if missing.
-      name: the set's name, in snake_case as TFDS asks.
+      name: the set's name: small letters, digits and _.
       version: three numbers, "1.0.0".
       labels: what each example holds beside its `image` and its `key`.
       splits: for each split an iterable of examples, `image` as encoded bytes; written in order.
