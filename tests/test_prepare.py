@@ -128,7 +128,9 @@ def test_a_failed_overwrite_keeps_the_old_set(tmp_path, source):
 
 
 def test_an_unknown_name_and_no_source(tmp_path):
-    with pytest.raises(errors.UserError, match=r"'ferpus'; known: 300w_lp, affectnet, .*mean 'ferplus'\?"):
+    with pytest.raises(
+        errors.UserError, match=r"'ferpus'; known: 300w_lp, affectnet, .*mean 'ferplus'\?"
+    ):
         prepare.prepare("ferpus", "x", tmp_path)
     with pytest.raises(errors.UserError, match="ferplus needs --source"):
         prepare.prepare("ferplus", None, tmp_path)

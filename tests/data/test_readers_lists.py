@@ -190,9 +190,9 @@ def test_celeba_in_both_its_forms(tmp_path, comma):
         assert record["attributes"].tolist() == [index >> bit & 1 for bit in range(3)]
         assert record["gender"] == 1 - record["attributes"][1]  # Male → male, which is 0
         assert record["identity"] == index // 3
-        assert record["image"] == (
-            source / "img_align_celeba" / f"{record['key']}.jpg"
-        ).read_bytes()
+        assert (
+            record["image"] == (source / "img_align_celeba" / f"{record['key']}.jpg").read_bytes()
+        )
 
 
 def test_celeba_takes_whole_people(tmp_path, capsys):
@@ -252,7 +252,9 @@ def mtfl_tree(root):
     for path, n in ((mtfl.LISTS["train"], 40), (mtfl.LISTS["test"], 10)):
         lines = []
         for index in range(n):
-            name = f"AFLW\\{path[:5]}{index}.jpg" if index % 2 else f"lfw_5590/{path[:5]}{index}.jpg"
+            name = (
+                f"AFLW\\{path[:5]}{index}.jpg" if index % 2 else f"lfw_5590/{path[:5]}{index}.jpg"
+            )
             picture(root / name.replace("\\", "/"), n, index, size=(64, 64))
             x, y = "22.5 42.5 32.5 24.5 40.5", "24.5 24.5 32.5 40.5 40.5"
             labels = f"{index % 2 + 1} {index // 2 % 2 + 1} {index % 2 + 1} {index % 5 + 1}"

@@ -154,9 +154,7 @@ class AffectNet:
                 path = tree.find(path) or path
             if self.landmarks:
                 labels["landmarks"] = _npy(tree, f"{stem}_lnd.npy", 136).reshape(68, 2)
-                labels["landmarks"] *= faces.scale_of(
-                    max(_size(tree.read(path), where)), self.size
-                )
+                labels["landmarks"] *= faces.scale_of(max(_size(tree.read(path), where)), self.size)
             yield Row(name, labels, functools.partial(self._copy, tree, path), where)
 
     def _rows_2017(self, tree: Tree, path: str, track: Track, left_out) -> Iterator[Row]:
@@ -217,7 +215,9 @@ class AffectNet:
             )
         points = [_number(number, "facial_landmarks", where) for number in numbers]
         points = np.array(points, np.float32).reshape(68, 2)
-        return (points - np.array([[left, top]], np.float32)) * np.float32(faces.scale_of(side, self.size))
+        return (points - np.array([[left, top]], np.float32)) * np.float32(
+            faces.scale_of(side, self.size)
+        )
 
     def _copy(self, tree: Tree, path: str) -> bytes:
         """An image that is small enough keeps its very bytes."""
@@ -260,4 +260,3 @@ def _size(encoded: bytes, where: str) -> tuple[int, int]:
         return decode.decode(encoded).shape[:2]
     except errors.UserError as error:
         raise errors.UserError(f"{where}: {error}") from error
-

@@ -51,8 +51,8 @@ class Biwi:
         return (
             "yaw, pitch and roll of the transposed official matrix, in degrees; a face is a square "
             f"of {self.side:g} mm around the head's centre; test is {self.test:.0%} of the "
-            f"recordings, validation {self.validation:.0%} of the others, those whose number's hash "
-            f"comes first (seed {self.seed})."
+            f"recordings, validation {self.validation:.0%} of the others, those whose number's "
+            f"hash comes first (seed {self.seed})."
         )
 
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hmtl_jax import errors
-from hmtl_jax.data import decode, faces
 from hmtl_jax.data.labels import Label
+from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.held_out import digest
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
 
 SPLITS = ("train", "validation", "test")  # 0, 1, 2 of the partition
-# The official files lie side by side, or as in the authors' drive; or as csv files, as they circulate.
+# Side by side, as in the authors' drive, or as csv files, as they circulate.
 LISTS = (
     ("list_attr_celeba.txt", "list_eval_partition.txt", "identity_CelebA.txt"),
     ("Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt", "Anno/identity_CelebA.txt"),
@@ -87,11 +87,13 @@ class CelebA:
             if chosen is not None and people[image] not in chosen:
                 left_out["faces of other people"] += 1
                 continue
-            labels: dict[str, Any] = {"attributes": values, "gender": 1 - values[names.index("Male")]}
+            labels: dict[str, Any] = {"attributes": values}
+            labels["gender"] = 1 - values[names.index("Male")]
             labels |= {"identity": people[image]} if people else {}
             path = f"{folder}/{image}" if folder else image
-            read = functools.partial(self._read, place, path)
-            splits[SPLITS[parts[image]]].append(Row(image.removesuffix(".jpg"), labels, read, where))
+            read = functools.partial(own.stored, place, place.find(path) or path, self.size)
+            row = Row(image.removesuffix(".jpg"), labels, read, where)
+            splits[SPLITS[parts[image]]].append(row)
         return Survey({split: rows for split, rows in splits.items() if rows}, label, left_out)
 
     def check(self, survey: Survey) -> list[str]:
@@ -122,14 +124,6 @@ class CelebA:
             ordered = sorted(members, key=lambda person: digest(self.seed, str(person)))
             chosen |= set(ordered[: int(np.ceil(self.people * len(ordered)))])
         return chosen
-
-    def _read(self, tree: Tree, path: str) -> bytes:
-        encoded = tree.read(tree.find(path) or path)
-        if not self.size:
-            return encoded
-        image_hwc = decode.decode(encoded)
-        shrunk = faces.shrink(image_hwc, self.size)
-        return encoded if shrunk is image_hwc else faces.jpeg(shrunk)
 
 
 def _images(tree: Tree) -> tuple[Tree, str]:
@@ -182,7 +176,8 @@ def _values(cells: list[str], names: list[str], where: str) -> np.ndarray:
     if len(cells) != len(names):
         raise errors.UserError(f"{where}: {len(cells)} values instead of {len(names)}.")
     known = {"1": 1, "-1": 0}  # -1 says no
-    return np.array(
-        [errors.lookup(known, cell, f"{name} in {where}:") for cell, name in zip(cells, names, strict=True)],
-        np.int32,
-    )  # fmt: skip
+    found = [
+        errors.lookup(known, cell, f"{name} in {where}:")
+        for cell, name in zip(cells, names, strict=True)
+    ]
+    return np.array(found, np.int32)

@@ -43,8 +43,8 @@ class RafDb:
     version: ClassVar[str] = "1.0.0"
     needs_source: ClassVar[bool] = True
     obtain: ClassVar[str] = (
-        "Image/aligned, EmoLabel and, for groups, Annotation/manual, as the authors hand them out on "
-        "a signed request; for research"
+        "Image/aligned, EmoLabel and, for groups, Annotation/manual, as the authors hand them out "
+        "on a signed request; for research"
     )
 
     validation: float = option(0.1, "share of each class of train held out as validation")

@@ -8,7 +8,7 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import IO
 
 from hmtl_jax import errors
@@ -148,6 +148,32 @@ class Tree:
             return sorted(entry.name for entry in path.iterdir() if not JUNK.search(entry.name))
         except PermissionError as error:
             raise self._forbidden(inside.rstrip("/")) from error
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """The sorted names of the folders directly in a folder."""
+        inside = f"{self.root}{folder}/" if folder else self.root
+        if self._zip is not None:
+            below = (name[len(inside) :] for name in self._members if name.startswith(inside))
+            return sorted({name.split("/")[0] for name in below if "/" in name})
+        return [name for name in self.list(folder) if (self.source / inside / name).is_dir()]
+
+    def walk(self, folder: str) -> Iterator[str]:
+        """Yields the names of all files in a folder, however deep, sorted folder by folder.
+
+        A link to a folder is followed, unless it leads to one that it lies in.
+        """
+        inside = f"{folder}/" if folder else ""
+        if self._zip is not None:
+            whole = self.root + inside
+            below = (name for name in self._members if name.startswith(whole))
+            yield from sorted(name[len(self.root) :] for name in below if not name.endswith("/"))
+            return
+        for name in self.list(folder):
+            path = self.source / self.root / inside / name
+            if not path.is_dir():
+                yield inside + name
+            elif not (path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())):
+                yield from self.walk(inside + name)
 
     def _stands(self, name: str) -> bool:
         if not name.endswith("/"):

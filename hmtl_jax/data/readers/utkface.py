@@ -101,7 +101,6 @@ def _labels(name: str) -> dict[str, Any] | None:
     for what, cell, names in (("gender", gender, GENDERS), ("race", race, RACES)):
         if int(cell) >= len(names):
             raise errors.UserError(
-                f"{name}: {what} {cell} is out of range 0 to {len(names) - 1} "
-                f"({', '.join(names)})."
+                f"{name}: {what} {cell} is out of range 0 to {len(names) - 1} ({', '.join(names)})."
             )
     return {"age": float(age), "gender": int(gender), "race": int(race)}

@@ -1,0 +1,96 @@
+"""One's own pictures, a folder for each class, with or without a folder for each split."""
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import ClassVar
+
+from hmtl_jax.data.labels import Label
+from hmtl_jax.data.readers import own
+from hmtl_jax.data.readers.reader import Row, Survey, Track, option
+from hmtl_jax.data.readers.tree import Tree
+from hmtl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Your own pictures, a folder for each class: SOURCE/CLASS/… or SOURCE/train/CLASS/….
+
+    Labels: one of kind class, whose names are those of the folders, sorted. Pictures may lie deeper
+    in a class's folder. Splits that are not there are drawn: of folders train and test alone,
+    validation is a part of train.
+    """
+
+    name: ClassVar[str] = "folder"
+    version: ClassVar[str] = "1.0.0"
+    needs_source: ClassVar[bool] = True
+    obtain: ClassVar[str] = "your own pictures"
+
+    label: str = option("label", "what the class is called in recipes, such as expression")
+    size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes")
+    validation: float = option(0.1, "share of each class that is validation, if none is there")
+    test: float = option(0.1, "share of each class that is test, if the source has no splits")
+    seed: int = option(0, "another seed draws other splits")
+
+    @property
+    def label_rule(self) -> str:
+        """As in `Reader`."""
+        return (
+            f"{self.label} is the folder's name; splits are the source's own, and where it has "
+            "none those whose key's hash comes first in each class "
+            f"(test {self.test:.0%}, validation {self.validation:.0%}, seed {self.seed})."
+        )
+
+    def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
+        """As in `Reader`."""
+        tree, left_out = Tree(source), collections.Counter()
+        if tree.source.is_file() or len(tree.folders("")) == 1:  # a zip often wraps all in one
+            top = tree.folders("")
+            tree.root = f"{top[0]}/" if len(top) == 1 and tree.folders(top[0]) else ""
+        splits = own.named_splits(tree.folders("")) if tree.folders("") else None
+        places = {f"{one}/": split for one, split in splits.items()} if splits else {"": "train"}
+        classes = sorted({one for place in places for one in tree.folders(place.rstrip("/"))})
+        if not classes:
+            raise UserError(
+                f"{source} should hold a folder for each class, or train, validation and test with "
+                f"these in them; found there: {', '.join(tree.list('')[:8]) or 'nothing'}."
+            )
+        labels = {self.label: Label("class", tuple(classes))}
+        rows: dict[str, list[Row]] = collections.defaultdict(list)
+        for place, split in places.items():
+            for name in tree.list(place.rstrip("/")):
+                if name not in classes:
+                    left_out["files outside of a class's folder"] += 1
+            for index, name in enumerate(classes):
+                walk = self._rows(tree, f"{place}{name}", len(place), index, left_out)
+                rows[split].extend(track(walk, f"{place}{name}"))
+        return Survey(self._split(dict(rows), bool(splits), labels), labels, left_out)
+
+    def check(self, survey: Survey) -> list[str]:
+        """As in `Reader`: nothing is published of it."""
+        del survey
+        return []
+
+    def _split(self, rows: dict[str, list[Row]], given: bool, labels) -> dict[str, list[Row]]:
+        classes = {self.label: labels[self.label].names}
+        if not given:
+            shares = {"test": self.test, "validation": self.validation}
+        elif "validation" not in rows:
+            shares = {"test": 0.0, "validation": self.validation}
+        else:
+            return {split: part for split, part in rows.items() if part}
+        drawn = own.split_up(rows.pop("train"), shares, self.seed, classes)
+        return drawn | {split: part for split, part in rows.items() if part}
+
+    def _rows(
+        self, tree: Tree, folder: str, place: int, index: int, left_out: collections.Counter
+    ) -> Iterator[Row]:
+        for path in tree.walk(folder):
+            own.check_text(path, str(tree.source))
+            if not own.is_picture(path):
+                left_out["files that are no pictures by their name"] += 1
+                continue
+            image = functools.partial(own.stored, tree, path, self.size)
+            yield Row(path[place:], {self.label: index}, image, path)
