@@ -141,7 +141,7 @@ def _fingerprint(source: pathlib.Path) -> dict[str, Any]:
         if file.is_file():
             bytes_ = file.stat().st_size
             name = file.name if source.is_file() else file.relative_to(source).as_posix()
-            listing.update(f"{name}\0{bytes_}\0".encode())
+            listing.update(os.fsencode(f"{name}\0{bytes_}\0"))
             size += bytes_
     return {"name": source.name, "bytes": size, "listing": listing.hexdigest()}
 

@@ -16,7 +16,7 @@ def picture(path, *seed, size=(24, 24)):
     return pixels
 
 
-def read(name, source, data_dir, **options):
+def read(name, source, data_dir, /, **options):
     """Prepares a set of a few pictures and returns its records by split."""
     options = {"allow_partial": True, "progress": False, **options}
     folder = prepare.prepare(name, source, data_dir, **options)
@@ -28,7 +28,7 @@ def read(name, source, data_dir, **options):
     return found
 
 
-def refusal(name, source, **options):
+def refusal(name, source, /, **options):
     """The sentence with which a source is refused."""
     return tiny.refused(read, name, source, source.parent / "refused", **options)
 

@@ -392,7 +392,8 @@ class _Made:
             "class": self._class, "number": self._number, "yesno": self._yesno, "tags": self._tags,
         }  # fmt: skip
         if not self.kind:
-            print(f"left out: {column.name}, with more than {MOST_CLASSES} different texts")
+            texts = len(set(known[0]))
+            print(f"left out: {column.name}, with {texts:,} texts in {len(known[0]):,} rows")
             return
         self.label, self.values = make[self.kind](known)
         lacking = sum(all(cells[row] is None for cells in known) for row in range(len(known[0])))
