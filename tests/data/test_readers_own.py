@@ -198,6 +198,27 @@ def test_a_table_whose_kinds_are_said(tmp_path, name, capsys):
         assert record["image"] == (tmp_path / "mine" / key).read_bytes()
     printed = capsys.readouterr().out
     assert "label smile: class (no, yes), 13 missing" in printed
+    for task in (
+        'age = recipe.task("regression", labels=("age",))',
+        'smile = recipe.task("classification", label="smile")',
+        'accessory = recipe.task("multilabel", labels=("accessory",))',
+    ):
+        assert f"  config.tasks.{task}\n" in printed
+
+
+def test_yes_and_no_are_one_class_or_a_vector(tmp_path):
+    source = sheet(tmp_path / "mine")
+    lines = source.read_text().splitlines()
+    more = ["beard,hat", *(f"{i % 2},{('True', 'no', '')[i % 3]}" for i in range(40))]
+    source.write_text("\n".join(f"{line},{two}" for line, two in zip(lines, more, strict=True)))
+    labels = "smile:yesno,worn=beard+hat:yesno"
+    found = read("table", source, tmp_path / "data", labels=labels)
+    for key, record in every(found).items():
+        index = int(key.split("/")[1].split(".")[0])
+        assert record["smile"] == (1, 0, -1)[index % 3]
+        assert record["worn"].tolist() == [index % 2, (1, 0, -1)[index % 3]]
+    opened = records.open_split(tmp_path / "data", "table", "train")
+    assert opened.class_names("worn") == ("beard", "hat")
 
 
 def test_kinds_are_inferred_and_said(tmp_path, capsys):

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Mapping, Sequence
 
 from hmtl_jax.data import decode, faces
+from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.held_out import check_share, held_out, held_out_groups
 from hmtl_jax.data.readers.reader import Row
 from hmtl_jax.data.readers.tree import Tree
@@ -100,3 +101,17 @@ def named_splits(names: Sequence[str]) -> dict[str, str] | None:
     found = {name: SPLITS.get(name.strip().lower(), "") for name in names}
     whole = all(found.values()) and "train" in found.values()
     return found if whole else None
+
+
+def suggest(labels: Mapping[str, Label]) -> None:
+    """Prints the line of a recipe that makes a task of each label."""
+    for name, label in labels.items():
+        if label.kind == "class":
+            task = f'"classification", label="{name}"'
+        elif label.kind == "int":
+            task = f'"multilabel", labels=("{name}",)'
+        elif label.names == ("yaw", "pitch", "roll"):
+            task = f'"pose", labels=("{name}",)'
+        else:
+            task = f'"regression", labels=("{name}",)'
+        print(f"  config.tasks.{name} = recipe.task({task})")

@@ -52,8 +52,9 @@ class Table:
     """Your own pictures in a csv, tsv or parquet: a column of paths, or of the pictures' bytes.
 
     Labels: those of --labels, each NAME[=COLUMN[+COLUMN…]][:KIND], or every column that looks like
-    one. Kinds: class; number; yesno (1 or 0); tags (several in a cell, such as a|b). An empty cell
-    is a missing label. A folder of parquet files named SPLIT-… has these splits.
+    one. Kinds: class; number; yesno; tags (several in a cell, such as a|b). Columns that are joined
+    become one vector. An empty cell is a missing label. A folder of parquet files named SPLIT-… has
+    these splits.
     """
 
     name: ClassVar[str] = "table"
@@ -97,6 +98,8 @@ class Table:
         labels = {one.name: one.label for one in made}
         for one in made:
             print(one.said)
+        print("In a recipe, such as configs/own.py, these are tasks:")
+        own.suggest(labels)
         return Survey(self._split(sheet, rows, split, labels), labels, left_out)
 
     def check(self, survey: Survey) -> list[str]:
@@ -440,6 +443,8 @@ class _Made:
                         f"{self._sheet.where(row)}: {self.name} is {cell!r}, neither yes nor no."
                     )
                 values[column, row] = meaning[low]
+        if len(values) == 1:
+            return Label("class", ("no", "yes")), values[0]
         return self._shaped("int", values)
 
     def _shaped(self, kind: str, values: np.ndarray) -> tuple[Label, Any]:
