@@ -7,8 +7,7 @@ Paper: the data set is Liu 2015; the schedule is that of SSAT, arXiv 2310.20704.
 Expected: about 91.3 % mean accuracy, the usual number of solid baselines; FaceXFormer reports
 91.83, FaRL 92.06. Not run on the real data here.
 
-Reads a prepared set `celeba` whose label `attributes` holds the forty, 0 or 1; `prepare` does not
-make it yet.
+Data: `python -m hmtl_jax.prepare celeba --source DIR --data_dir data`.
 """
 
 from hmtl_jax import recipe

@@ -7,8 +7,9 @@ Paper: the data set is Rossler 2019; the schedule is that of SSAT, arXiv 2310.20
 Expected: frame AUC .964 of Xception and .9705 of UCF, both with other encoders than this one. Not
 run on the real data here.
 
-Reads a prepared set `ffpp` with the label `fake`, frames of face boxes × 1.3, no identity across
-splits; `prepare` does not make it yet.
+Data, with the face boxes of a detector (`prepare faceforensics --help`):
+
+    python -m hmtl_jax.prepare faceforensics --source DIR --detector yunet.onnx --data_dir data
 """
 
 from hmtl_jax import recipe
@@ -20,7 +21,7 @@ def get_config():
     config.batch_size = 256
     config.epochs = 30.0
 
-    config.data.name = "ffpp"
+    config.data.name = "faceforensics"
     config.data.image_size = 224
     config.data.workers = 8
     config.augment.crop_scale = (0.7, 1.0)

@@ -1,4 +1,4 @@
-"""Head pose: 300W-LP → AFLW2000, supervised only, 6-D rotations with the geodesic loss.
+r"""Head pose: 300W-LP → AFLW2000, supervised only, 6-D rotations with the geodesic loss.
 
 Paper: the loss is that of 6DRepNet (Hempel 2022). The encoder of HMTL's companion (arXiv
 2108.04893) is not settled in what we could read: ours.
@@ -8,8 +8,12 @@ Paper: the loss is that of 6DRepNet (Hempel 2022). The encoder of HMTL's compani
 Expected: 6DRepNet reports MAE 3.97 on AFLW2000, with RepVGG and ImageNet weights; from random
 weights it will be more. Not run on the real data here.
 
-Reads a prepared set `300w_lp` with the label `pose` (yaw, pitch, roll in degrees) and the splits
-train, validation and test; `prepare` does not make it yet.
+Data: `python -m hmtl_jax.prepare 300w_lp --source DIR_OR_ZIP --data_dir data`, whose test split is
+of the same set; the figure that others report is of another one, evaluated after training:
+
+    python -m hmtl_jax.prepare aflw2000 --source DIR_OR_ZIP --data_dir data
+    python -m hmtl_jax.main --config=configs/headpose_300wlp_supervised.py --workdir=runs/pose_sl \
+        --config.job=evaluate --config.data.name=aflw2000
 """
 
 from hmtl_jax import recipe

@@ -28,10 +28,19 @@ from hmtl_jax import errors, files
 from hmtl_jax.data import decode, records
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import READERS
-from hmtl_jax.data.readers.reader import Reader, Row, Rows, Survey, Track, is_trained_on
+from hmtl_jax.data.readers.reader import (
+    NoFace,
+    Reader,
+    Row,
+    Rows,
+    Survey,
+    Track,
+    is_trained_on,
+)
 
 THREADS = min(8, os.cpu_count() or 1)
 BAD = "bad_pictures.txt"  # beside a set: the pictures that it lacks, and why
+FACELESS = "pictures_without_a_face.txt"
 
 
 def prepare(
@@ -89,7 +98,7 @@ def prepare(
     order = sorted(survey.splits, key=is_trained_on)
     pass_ = _Pass(survey.labels, metadata, track, max_pixels, leave_out_bad, last=order[-1])
     splits = {split: pass_.examples(split, survey.splits[split]) for split in order}
-    lists = {BAD: pass_.bad}
+    lists = {BAD: pass_.bad, FACELESS: pass_.faceless}
     records.write(data_dir, name, reader.version, survey.labels, splits, metadata, lists)
     _report(final, survey.labels)
     return final
@@ -198,6 +207,7 @@ class _Pass:
         self._leave_out_bad, self._last = leave_out_bad, last
         self._held_out: dict[bytes, str] = {}  # content -> the first held-out split it stands in
         self.bad: list[str] = []  # one line a picture that can't be read
+        self.faceless: list[str] = []  # and one in which a detector finds nothing
 
     def examples(self, split: str, rows: Rows) -> Iterator[dict[str, Any]]:
         """Yields what `records.write` stores for a split; held-out splits must come first."""
@@ -222,7 +232,10 @@ class _Pass:
             raise errors.UserError(self._all_bad())
 
     def _remember(self, row: Row, error: errors.UserError) -> None:
-        if row.labels is not None:  # one that no label would use does no harm
+        if isinstance(error, NoFace):
+            self.faceless.append(f"{row.where} ({row.key}): {error}")
+            self._metadata["left_out"]["pictures without a face"] = len(self.faceless)
+        elif row.labels is not None:  # one that no label would use does no harm
             self.bad.append(f"{row.where} ({row.key}): {error}")
             self._metadata["bad_pictures"] = len(self.bad)
 
@@ -283,7 +296,8 @@ def _report(final: pathlib.Path, labels: Mapping[str, Label]) -> None:
     print(f"{final.parent.name}: {sizes}; written to {final}")
     print(f"Labels: {metadata['label_rule']}")
     for what, number in metadata["left_out"].items():
-        print(f"Left out: {number:,} {what}.")
+        listed = f", listed in {final / FACELESS}" if (final / FACELESS).is_file() else ""
+        print(f"Left out: {number:,} {what}{listed if 'without a face' in what else ''}.")
     if metadata["bad_pictures"]:
         print(f"Left out: {metadata['bad_pictures']:,} bad pictures, listed in {final / BAD}.")
     _print_duplicates(metadata["duplicates"])

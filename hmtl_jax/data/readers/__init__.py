@@ -5,7 +5,9 @@ from typing import Any
 from hmtl_jax.data.readers.affectnet import AffectNet
 from hmtl_jax.data.readers.aflw2000 import Aflw2000
 from hmtl_jax.data.readers.biwi import Biwi
+from hmtl_jax.data.readers.celeb_df import CelebDf
 from hmtl_jax.data.readers.celeba import CelebA
+from hmtl_jax.data.readers.faceforensics import FaceForensics
 from hmtl_jax.data.readers.fairface import FairFace
 from hmtl_jax.data.readers.fer2013 import Fer2013
 from hmtl_jax.data.readers.ferplus import FerPlus
@@ -24,6 +26,8 @@ _READERS: tuple[Any, ...] = (
     Aflw2000,
     Biwi,
     CelebA,
+    CelebDf,
+    FaceForensics,
     FairFace,
     Fer2013,
     FerPlus,
