@@ -54,7 +54,7 @@ def film(path, count=30, *, b_frames=0, times=None, sound=False, pictures=True):
 
 
 def turn(path):
-    """Makes a film one of a phone held upright: its track header's matrix turns it by 90 degrees."""
+    """Makes a film one of a phone held upright: its track header turns it by 90 degrees."""
     whole = bytearray(path.read_bytes())
     at = whole.index(b"tkhd") + 4 + 40  # version and flags, times, and what else stands before it
     matrix = struct.unpack_from(">9i", whole, at)

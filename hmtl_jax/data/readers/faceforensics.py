@@ -1,4 +1,4 @@
-"""FaceForensics++ (Rössler et al. 2019): real videos, and five ways to put another face into each."""
+"""FaceForensics++ (Rössler et al. 2019): real videos, and five ways to swap their faces."""
 
 import collections
 import dataclasses
@@ -37,8 +37,8 @@ class FaceForensics:
     version: ClassVar[str] = "1.0.0"
     needs_source: ClassVar[bool] = True
     obtain: ClassVar[str] = (
-        "original_sequences/youtube and manipulated_sequences by the authors' script, and train.json, "
-        "val.json and test.json of their repository, in the same folder or in splits/; on request"
+        "original_sequences/youtube and manipulated_sequences by the authors' script, and "
+        "train.json, val.json and test.json of their repository beside them or in splits/; on request"
     )
 
     compression: str = option("c23", "of the videos", COMPRESSIONS)

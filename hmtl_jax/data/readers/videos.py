@@ -23,7 +23,7 @@ def rows(
     detector: Detector | None,
     size: int,
 ) -> Iterator[Row]:
-    """Yields `count` rows, `KEY/00` on, of one video; it is decoded once, when the first is asked for.
+    """Yields `count` rows, `KEY/00` on, of one video; it is decoded once, for the first of them.
 
     detector: None stores whole frames. size: the longest side of what is stored.
     """  # fmt: skip
