@@ -22,6 +22,7 @@ def frames(path: str | pathlib.Path, count: int) -> list[tuple[int, np.ndarray]]
     """
     try:
         import av  # optional: only sets of videos need it
+        import av.error
     except ImportError as error:
         raise UserError(
             "Videos need the package av: .venv/bin/python -m pip install -r requirements-video.txt."
@@ -43,7 +44,7 @@ def frames(path: str | pathlib.Path, count: int) -> list[tuple[int, np.ndarray]]
                     found.append((number, _upright(frame)))
                     if len(found) == len(wanted):
                         return found
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise UserError(f"{path} is damaged, cut short or no video ({error}).") from error
     raise UserError(
         f"{path} is cut short: only {len(found)} of {len(wanted)} frames could be decoded."

@@ -38,7 +38,7 @@ class FaceForensics:
     needs_source: ClassVar[bool] = True
     obtain: ClassVar[str] = (
         "original_sequences/youtube and manipulated_sequences by the authors' script, and "
-        "train.json, val.json and test.json of their repository beside them or in splits/; on request"
+        "train.json, val.json, test.json of their repository beside them or in splits/; on request"
     )
 
     compression: str = option("c23", "of the videos", COMPRESSIONS)
