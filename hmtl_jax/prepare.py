@@ -4,8 +4,10 @@
     python -m hmtl_jax.prepare synthetic --data_dir DATA --train 8000
 
 Writes DATA/NAME/VERSION (see `data/records.py`) all at once or not at all, prints the class table,
-and does nothing where the set already stands. Images to train on that stand pixel for pixel in a
-held-out split are removed, and counted.
+and does nothing where the set already stands; what was interrupted goes on behind its last whole
+shard. Images to train on that stand pixel for pixel in a held-out split are removed, and counted;
+those that only look alike are listed. A card with histograms and a contact sheet stands beside the
+records.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -21,11 +24,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-import numpy as np
 import tqdm
 
 from hmtl_jax import errors, files
-from hmtl_jax.data import decode, records
+from hmtl_jax.data import card, decode, records
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import READERS
 from hmtl_jax.data.readers.reader import (
@@ -41,6 +43,7 @@ from hmtl_jax.data.readers.reader import (
 THREADS = min(8, os.cpu_count() or 1)
 BAD = "bad_pictures.txt"  # beside a set: the pictures that it lacks, and why
 FACELESS = "pictures_without_a_face.txt"
+NEAR = "near_duplicates.txt"
 
 
 def prepare(
@@ -52,6 +55,7 @@ def prepare(
     overwrite: bool = False,
     allow_partial: bool = False,
     leave_out_bad: bool = False,
+    dry_run: bool = False,
     max_pixels: int = decode.MAX_PIXELS,
     progress: bool = True,
     **options: Any,
@@ -67,6 +71,7 @@ def prepare(
       allow_partial: warn of counts that differ from the published ones instead of refusing.
       leave_out_bad: leave out pictures that can't be read, listed in bad_pictures.txt beside the
         set, instead of refusing after all have been tried.
+      dry_run: read all labels, say what is there, and write nothing.
       max_pixels: a picture of more is a bad one.
       progress: show progress bars (on stderr).
       options: fields of the reader, such as `rule="majority"`.
@@ -94,12 +99,21 @@ def prepare(
     records.check_names(name, survey.splits, survey.labels)
     mismatches = _check_counts(reader, survey, allow_partial)
     metadata = about | {"mismatches": mismatches, "left_out": dict(survey.left_out)}
-    # Held-out splits go first, so that those to train on can leave out what stands in them.
-    order = sorted(survey.splits, key=is_trained_on)
-    pass_ = _Pass(survey.labels, metadata, track, max_pixels, leave_out_bad, last=order[-1])
-    splits = {split: pass_.examples(split, survey.splits[split]) for split in order}
-    lists = {BAD: pass_.bad, FACELESS: pass_.faceless}
-    records.write(data_dir, name, reader.version, survey.labels, splits, metadata, lists)
+    if dry_run:
+        _say_what_is_there(name, survey, metadata)
+        return final
+    pass_ = _Pass(survey.labels, metadata, track, max_pixels, leave_out_bad)
+    task = [metadata, {split: len(rows) for split, rows in survey.splits.items()}, max_pixels]
+    with records.Writer(data_dir, name, reader.version, survey.labels, task) as writer:
+        # Held-out splits go first, so that those to train on can leave out what stands in them.
+        for split in sorted(survey.splits, key=is_trained_on):
+            pass_.run(writer, split, survey.splits[split])
+        pass_.finish()
+        near = card.near(pass_.looks)
+        metadata["near_duplicates"] = card.counted(near)
+        lists = {BAD: pass_.bad, FACELESS: pass_.faceless, NEAR: card.lines(near)}
+        writer.finish(metadata, lists)
+    card.write(final, survey.labels)
     _report(final, survey.labels)
     return final
 
@@ -193,50 +207,93 @@ def _check_counts(reader: Reader, survey: Survey, allow_partial: bool) -> list[s
 
 
 class _Pass:
-    """The one pass over all images: loads, checks, hashes, leaves out, and counts in `metadata`."""
+    """The one pass over all images: loads, checks, hashes, leaves out, and counts in `metadata`.
+
+    What it knows beside the metadata goes into the notes of the writer's shards, so that the pass
+    goes on behind the last of them.
+    """
 
     def __init__(
         self, labels: Mapping[str, Label], metadata: dict[str, Any], track: Track,
-        max_pixels: int, leave_out_bad: bool, last: str,
+        max_pixels: int, leave_out_bad: bool,
     ):  # fmt: skip
         self._classes = {
             k: len(label.names) for k, label in labels.items() if label.kind == "class"
         }
         self._metadata = metadata
         self._track, self._max_pixels = track, max_pixels
-        self._leave_out_bad, self._last = leave_out_bad, last
+        self._leave_out_bad = leave_out_bad
         self._held_out: dict[bytes, str] = {}  # content -> the first held-out split it stands in
         self.bad: list[str] = []  # one line a picture that can't be read
         self.faceless: list[str] = []  # and one in which a detector finds nothing
+        self.looks: list[tuple[bytes, str]] = []  # of each picture, and SPLIT/KEY
+        self._news: dict[str, list] = collections.defaultdict(list)  # since the last note
+        self._rows = 0  # of this split, that are done with
 
-    def examples(self, split: str, rows: Rows) -> Iterator[dict[str, Any]]:
-        """Yields what `records.write` stores for a split; held-out splits must come first."""
-        tables = {key: np.zeros(n, int) for key, n in self._classes.items()}
-        written = 0
-        for row, loaded in _load(self._track(rows, split), self._max_pixels):
+    def run(self, writer: records.Writer, split: str, rows: Rows) -> None:
+        """Writes one split, from where it was left; held-out splits must come first."""
+        self._rows = 0
+        self._metadata["counts"][split] = {
+            "examples": 0, **{key: [0] * n for key, n in self._classes.items()},
+        }  # fmt: skip
+        for note in writer.notes(split):
+            self._replay(split, note)
+        ahead = itertools.islice(iter(rows), self._rows, None)
+        bar = self._track(_Sized(ahead, len(rows) - self._rows), split)
+        for row, loaded in _load(bar, self._max_pixels):
+            self._rows += 1
             if isinstance(loaded, errors.UserError):
                 self._remember(row, loaded)
-                continue
-            encoded, content = loaded
-            if self._is_duplicate(split, row, content) or row.labels is None:
-                continue
-            for key, table in tables.items():
-                if row.labels[key] >= 0:
-                    table[row.labels[key]] += 1
-            written += 1
-            yield {"image": encoded, "key": row.key, **row.labels}
-        counts = {key: table.tolist() for key, table in tables.items()}
-        self._metadata["counts"][split] = {"examples": written, **counts}
+            elif not self._is_duplicate(split, row, loaded.content) and row.labels is not None:
+                self._count(split, row, loaded.look)
+                example = {"image": loaded.encoded, "key": row.key, **row.labels}
+                writer.add(split, example, self._note)
         # Only at the end: whoever mends pictures wants to know of all of them at once.
-        if self.bad and not self._leave_out_bad and (split == self._last or not written):
+        if self.bad and not self._leave_out_bad and not self._metadata["counts"][split]["examples"]:
+            raise errors.UserError(self._all_bad())
+        writer.close(split, self._note())
+
+    def finish(self) -> None:
+        """UserError if pictures are bad, and not to be left out."""
+        if self.bad and not self._leave_out_bad:
             raise errors.UserError(self._all_bad())
 
+    def _note(self) -> dict[str, Any]:
+        """What has come since the last note, and the metadata as they are."""
+        news, self._news = dict(self._news), collections.defaultdict(list)
+        kept = ("counts", "duplicates", "bad_pictures", "left_out")
+        return {
+            "rows": self._rows, "news": news, "metadata": {k: self._metadata[k] for k in kept},
+        }  # fmt: skip
+
+    def _replay(self, split: str, note: Mapping[str, Any]) -> None:
+        self._rows = note["rows"]
+        self._metadata.update(json.loads(json.dumps(note["metadata"])))
+        news = note["news"]
+        for content in news.get("held_out", ()):
+            self._held_out.setdefault(bytes.fromhex(content), split)
+        self.bad += news.get("bad", ())
+        self.faceless += news.get("faceless", ())
+        self.looks += [(bytes.fromhex(look), key) for look, key in news.get("looks", ())]
+
+    def _count(self, split: str, row: Row, look: bytes) -> None:
+        counts = self._metadata["counts"][split]
+        counts["examples"] += 1
+        for key in self._classes:
+            if row.labels is not None and row.labels[key] >= 0:
+                counts[key][int(row.labels[key])] += 1
+        self.looks.append((look, f"{split}/{row.key}"))
+        self._news["looks"].append((look.hex(), f"{split}/{row.key}"))
+
     def _remember(self, row: Row, error: errors.UserError) -> None:
+        line = f"{row.where} ({row.key}): {error}"
         if isinstance(error, NoFace):
-            self.faceless.append(f"{row.where} ({row.key}): {error}")
+            self.faceless.append(line)
+            self._news["faceless"].append(line)
             self._metadata["left_out"]["pictures without a face"] = len(self.faceless)
         elif row.labels is not None:  # one that no label would use does no harm
-            self.bad.append(f"{row.where} ({row.key}): {error}")
+            self.bad.append(line)
+            self._news["bad"].append(line)
             self._metadata["bad_pictures"] = len(self.bad)
 
     def _all_bad(self) -> str:
@@ -252,6 +309,7 @@ class _Pass:
         duplicates = self._metadata["duplicates"]
         if not is_trained_on(split):
             other = self._held_out.setdefault(content, split)
+            self._news["held_out"].append(content.hex())
             duplicates["in two held-out splits (kept)"] += other != split
             return False
         if content not in self._held_out:
@@ -261,11 +319,31 @@ class _Pass:
         return True
 
 
-Loaded = tuple[bytes, bytes] | errors.UserError  # encoded image and content, or why not
+@dataclasses.dataclass(frozen=True)
+class _Sized:
+    """An iterable that knows its length, for a progress bar."""
+
+    items: Iterable[Row]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.items)
 
 
-def _load(rows: Iterable[Row], max_pixels: int) -> Iterator[tuple[Row, Loaded]]:
-    """Loads and hashes images on threads, in order."""
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """A picture as it is stored, a hash of its pixels, and one of how it looks."""
+
+    encoded: bytes
+    content: bytes
+    look: bytes
+
+
+def _load(rows: Iterable[Row], max_pixels: int) -> Iterator[tuple[Row, Any]]:
+    """Loads and hashes images on threads, in order: (row, _Loaded, or the UserError why not)."""
     with futures.ThreadPoolExecutor(THREADS) as pool:
         ahead: collections.deque = collections.deque()
         for row in rows:
@@ -277,7 +355,7 @@ def _load(rows: Iterable[Row], max_pixels: int) -> Iterator[tuple[Row, Loaded]]:
             yield first, future.result()
 
 
-def _load_one(row: Row, max_pixels: int) -> Loaded:
+def _load_one(row: Row, max_pixels: int) -> _Loaded | errors.UserError:
     try:
         encoded = row.image()
         image_hwc = decode.decode(encoded, max_pixels=max_pixels)
@@ -285,7 +363,7 @@ def _load_one(row: Row, max_pixels: int) -> Loaded:
         return error
     content = hashlib.blake2b(repr(image_hwc.shape).encode(), digest_size=16)
     content.update(image_hwc)
-    return encoded, content.digest()
+    return _Loaded(encoded, content.digest(), card.look(image_hwc))
 
 
 def _report(final: pathlib.Path, labels: Mapping[str, Label]) -> None:
@@ -301,8 +379,34 @@ def _report(final: pathlib.Path, labels: Mapping[str, Label]) -> None:
     if metadata["bad_pictures"]:
         print(f"Left out: {metadata['bad_pictures']:,} bad pictures, listed in {final / BAD}.")
     _print_duplicates(metadata["duplicates"])
+    close = metadata["near_duplicates"]
+    if any(close.values()):
+        print(
+            f"Near-duplicates: {close['across']:,} pairs across splits that look alike, "
+            f"{close['within']:,} within one; they stay, and are listed in {final / NEAR}."
+        )
+    print(f"Card: {final / card.FILE}, with {card.SHEET} beside it.")
     for label in sorted(label for label in labels if labels[label].kind == "class"):
         _print_table(label, labels[label].names, counts)
+
+
+def _say_what_is_there(name: str, survey: Survey, metadata: Mapping[str, Any]) -> None:
+    """What a dry run prints: the splits, their classes, and what the labels alone leave out."""
+    counts: dict[str, dict[str, Any]] = {}
+    classes = {key: label for key, label in survey.labels.items() if label.kind == "class"}
+    for split, rows in survey.splits.items():
+        usable = [row.labels for row in rows if row.labels is not None]
+        counts[split] = {"examples": len(usable)}
+        for key, label in classes.items():
+            found = collections.Counter(int(labels[key]) for labels in usable)
+            counts[split][key] = [found[index] for index in range(len(label.names))]
+    sizes = ", ".join(f"{counts[split]['examples']:,} {split}" for split in _order(counts))
+    print(f"{name}: {sizes}; nothing is written, and no picture was looked at")
+    print(f"Labels: {metadata['label_rule']}")
+    for what, number in metadata["left_out"].items():
+        print(f"Left out: {number:,} {what}.")
+    for key in sorted(classes):
+        _print_table(key, classes[key].names, counts)
 
 
 def _print_duplicates(duplicates: Mapping[str, int]) -> None:
@@ -336,7 +440,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hmtl_jax.prepare",
         description="Turns a data set's official files into a prepared set that training opens.",
     )
-    commands = parser.add_subparsers(dest="reader_name", metavar="NAME", required=True)
+    parser.add_argument(
+        "--list", action="store_true", help="all sets: what to fetch, where, under which terms"
+    )
+    commands = parser.add_subparsers(dest="reader_name", metavar="NAME")
     for name, kind in READERS.items():
         command = commands.add_parser(name, help=(kind.__doc__ or "").splitlines()[0])
         if kind.needs_source:
@@ -353,6 +460,9 @@ def _parser() -> argparse.ArgumentParser:
             "--leave_out_bad", action="store_true",
             help=f"leave out pictures that can't be read, and list them in {BAD}",
         )  # fmt: skip
+        command.add_argument(
+            "--dry_run", action="store_true", help="say what is there, and write nothing"
+        )
         command.add_argument(
             "--max_pixels", type=int, default=decode.MAX_PIXELS,
             help="refuse a picture of more, before it takes memory (default: %(default)s)",
@@ -378,16 +488,32 @@ def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field) -> N
         command.add_argument(flag, default=default, type=type(default), choices=choices, help=text)
 
 
+def _list() -> list[str]:
+    """A set a paragraph: what it is, and what to fetch."""
+    found = []
+    for name, kind in READERS.items():
+        module = sys.modules[kind.__module__].__doc__ or ""
+        found.append(f"{name}: {module.splitlines()[0]}")
+        found.append(f"    {kind.obtain}")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, or 1 (130: Ctrl-C) after one sentence on stderr."""
-    args = vars(_parser().parse_args(argv))
+    parser = _parser()
+    args = vars(parser.parse_args(argv))
+    if args.pop("list"):
+        print("\n".join(_list()))
+        return 0
+    if args["reader_name"] is None:
+        parser.error("name a set, or pass --list")
     try:
         prepare(args.pop("reader_name"), args.pop("source", None), args.pop("data_dir"), **args)
     except errors.UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("prepare: interrupted; nothing was written", file=sys.stderr)
+        print("prepare: interrupted; the same command goes on from there", file=sys.stderr)
         return 130
     return 0
 

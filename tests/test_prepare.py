@@ -171,7 +171,7 @@ def test_ctrl_c_is_one_sentence_and_leaves_nothing(tmp_path, source, monkeypatch
     arguments = ["--source", str(source), "--data_dir", str(tmp_path / "d"), "--allow_partial"]
     assert prepare.main(["ferplus", *arguments]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "prepare: interrupted; nothing was written"
+    assert last == "prepare: interrupted; the same command goes on from there"
     assert list((tmp_path / "d" / "ferplus").iterdir()) == []
 
 
@@ -290,3 +290,79 @@ def test_another_or_a_missing_source_is_not_taken_for_the_old_one(tmp_path, sour
         run(other, tmp_path / "data")
     run(other, tmp_path / "data", name="ferplus_other")
     assert set(records.sets(tmp_path / "data")) == {"ferplus", "ferplus_other"}
+
+
+def test_an_interrupted_set_goes_on_behind_its_last_whole_shard(tmp_path, monkeypatch):
+    """Stopped in train, after validation and test: the same bytes as without, and fewer loads."""
+    monkeypatch.setattr(records, "EXAMPLES_PER_SHARD", 4)
+    rows = {
+        "train": [((HAPPY, SAD)[i % 2], face(i)) for i in range(40)] + [(UNCLEAR, face(60))],
+        "validation": [(SAD, face(i)) for i in (3, 50, 51, 52, 53, 54)],
+        "test": [(HAPPY, face(i)) for i in (7, 55, 56, 57)] + [(HAPPY, face(50))],
+    }
+    source = draw(tmp_path / "source", **rows)
+    whole = run(source, tmp_path / "whole")
+    real, loads = prepare._load_one, []
+
+    def stopped(row, max_pixels):
+        if row.key == "train30":
+            raise KeyboardInterrupt
+        return real(row, max_pixels)
+
+    monkeypatch.setattr(prepare, "_load_one", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "data")
+    assert os.listdir(tmp_path / "data" / "ferplus") == [".1.0.0.partial"]
+
+    def counted(row, max_pixels):
+        loads.append(row.key)
+        return real(row, max_pixels)
+
+    monkeypatch.setattr(prepare, "_load_one", counted)
+    again = run(source, tmp_path / "data")
+    assert "train27" not in loads and "train30" in loads and len(loads) < 20
+    for file in whole.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_dry_run_says_what_is_there_and_writes_nothing(tmp_path, source, capsys):
+    run(source, tmp_path / "data", dry_run=True)
+    printed = capsys.readouterr().out
+    assert "ferplus: 3 train, 1 validation, 1 test; nothing is written" in printed
+    assert ["happiness", "2", "1", "0"] in [line.split() for line in printed.splitlines()]
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_list_names_every_set_and_what_to_fetch(capsys):
+    assert prepare.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, kind in READERS.items():
+        assert f"{name}: " in printed
+        assert not kind.needs_source or kind.obtain in printed
+    with pytest.raises(SystemExit):
+        prepare.main([])
+    assert "name a set, or pass --list" in capsys.readouterr().err
+
+
+def test_a_card_and_pictures_that_look_alike(tmp_path, capsys):
+    """One of train is one of test, a shade lighter: no duplicate by its pixels, and yet near."""
+    rng = np.random.default_rng(3)
+    faces = [cv2.resize(rng.integers(20, 200, (9, 9), np.uint8), (48, 48)) for _ in range(8)]
+    rows = {
+        "train": [*((HAPPY, one) for one in faces[:6]), (SAD, faces[1])],
+        "validation": [(SAD, faces[6])],
+        "test": [(HAPPY, faces[7]), (SAD, faces[0] + 3)],
+    }
+    folder = run(draw(tmp_path / "source", **rows), tmp_path / "data")
+    near = [
+        line.split("\t")[:2] for line in (folder / "near_duplicates.txt").read_text().splitlines()
+    ]
+    assert near == [["test/test1", "train/train0"], ["train/train1", "train/train6"]]
+    text = (folder / "card.md").read_text()
+    assert "| happiness | 6 | 0 | 1 |" in text or "| happiness | 0 | 1 | 6 |" in text
+    assert "1 pairs across splits that look alike, 1 within" in text
+    sheet = cv2.imread(str(folder / "contact_sheet.png"))
+    assert sheet.shape == (3 * 68, 12 * 64, 3)
+    assert "Near-duplicates: 1 pairs across splits that look alike, 1 within one" in (
+        capsys.readouterr().out
+    )

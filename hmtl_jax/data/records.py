@@ -5,6 +5,7 @@ gives random access to one split of it. TFDS's own data source takes about three
 a record as `Source` does (it walks a nested spec each time), hence the parser here.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -16,13 +17,14 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source
-from tensorflow_datasets.core import dataset_info
+from array_record.python import array_record_data_source, array_record_module
+from tensorflow_datasets.core import dataset_info, example_serializer, naming
 from tensorflow_datasets.proto import tf_example_pb2
 
 from hmtl_jax import errors, files
@@ -31,6 +33,8 @@ from hmtl_jax.data.labels import Label
 _EXAMPLE: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 (made at import, so no checker knows it)
 # A shard of this many 256-px JPEGs is about 150 MB: few enough files to keep all of them open.
 EXAMPLES_PER_SHARD = 8192
+JOURNAL = "journal.jsonl"  # in an unfinished set: who writes what, and its whole shards
+SILENCE = 600.0  # seconds after which a writer on another machine counts as gone
 
 
 def write(
@@ -40,12 +44,8 @@ def write(
     labels: Mapping[str, Label],
     splits: Mapping[str, Iterable[Mapping[str, Any]]],
     metadata: dict[str, Any],
-    lists: Mapping[str, Sequence[str]] | None = None,
 ) -> pathlib.Path:
-    """Writes a set at `data_dir/name/version` and returns that folder.
-
-    All or nothing: the files are written in a hidden sibling folder that takes the final name at
-    the end; an older set of that name goes only then. Leftovers of killed writers are removed.
+    """Writes a set at `data_dir/name/version` and returns that folder; all or nothing.
 
     Args:
       data_dir: where prepared sets stand; made if missing.
@@ -54,35 +54,214 @@ def write(
       labels: what each example holds beside its `image` and its `key`.
       splits: for each split an iterable of examples, `image` as encoded bytes; written in order.
       metadata: what JSON can hold. It is read after the last example, so the iterables may still
-        fill it; `files` (bytes by file name), `class_names` and `digest` (of all examples, equal
-        wherever and whenever they are written) are added.
-      lists: lines by the name of a text file beside the records; read when metadata are, and left
-        out where there are none.
+        fill it; `Writer.finish` adds to it.
 
     Raises:
       UserError: a split has no example, a name that TFDS does not take, or `data_dir` cannot be
         written.
     """
     check_names(name, splits, labels)
-    final = files.local(data_dir, "data_dir") / name / version
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(final.parent)
-        partial = final.parent / f".{version}.partial-{socket.gethostname()}-{os.getpid()}"
-        partial.mkdir()
-    except OSError as error:
-        raise errors.UserError(f"Cannot write in data_dir {data_dir}: {error.strerror}.") from error
-    try:
-        _write_folder(partial, name, version, labels, splits, metadata)
+    with Writer(data_dir, name, version, labels) as writer:
+        for split, examples in splits.items():
+            for example in examples:
+                writer.add(split, example)
+            writer.close(split)
+        return writer.finish(metadata)
+
+
+class Writer:
+    """Writes a set shard by shard, and goes on behind the last whole shard after an interruption.
+
+        with Writer(data_dir, name, version, labels, task) as writer:
+            for split in …:
+                for note in writer.notes(split): …  # what was noted with its shards
+                for example in …: writer.add(split, example, note)
+                writer.close(split, note)
+            writer.finish(metadata)
+
+    The files stand in a hidden sibling of the set's folder, which takes the final name at the end;
+    an older set of that name goes only then. An error that ends the `with` leaves nothing; Ctrl-C,
+    a full disk and a killed process leave whole shards, from which a writer with the same `task`
+    goes on.
+    """
+
+    def __init__(
+        self, data_dir: str | os.PathLike[str], name: str, version: str,
+        labels: Mapping[str, Label], task: Any = None,
+    ):  # fmt: skip
+        """task: what JSON can hold, and tells one writing from another; None: goes on from none."""
+        self._labels, self._name, self._version = labels, name, version
+        self._final = files.local(data_dir, "data_dir") / name / version
+        self._folder = self._final.parent / f".{version}.partial"
+        self._shards: dict[str, list[dict]] = collections.defaultdict(list)
+        self._open: tuple[Any, dict] | None = None
+        self._features = tfds.features.FeaturesDict(dict(_features(labels)))
+        self._serializer = example_serializer.ExampleSerializer(
+            self._features.get_serialized_info()
+        )
+        try:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+            self._resume(json.loads(json.dumps(task)))
+        except OSError as error:
+            raise errors.UserError(
+                f"Cannot write in data_dir {data_dir}: {error.strerror}."
+            ) from error
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if self._open:
+            self._open[0].close()
+        self._journal.close()
+        # array_record raises RuntimeError on a full disk.
+        full = kind is not None and issubclass(kind, (OSError, RuntimeError))
+        stopped = full or (kind is not None and issubclass(kind, KeyboardInterrupt))
+        if not (stopped and self._task is not None and any(self._shards.values())):
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if full:
+            raise errors.UserError(f"Writing {self._final} failed: {error}.") from error
+
+    def notes(self, split: str) -> list[Any]:
+        """What was noted with each whole shard of a split by the writer before; empty at first."""
+        return [shard["note"] for shard in self._shards[split]]
+
+    def add(
+        self, split: str, example: Mapping[str, Any], note: Callable[[], Any] = lambda: None
+    ) -> None:
+        """Writes one example; `note` is asked, for what JSON can hold, when a shard is whole."""
+        if self._open is None:
+            path = self._folder / f"{split}-{len(self._shards[split]):05d}"
+            before = self._shards[split][-1]["digest"] if self._shards[split] else ""
+            record = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+            shard = {"split": split, "length": 0, "bytes": 0, "digest": before}
+            self._open = (record, shard)
+        record, shard = self._open
+        encodable, shard["digest"] = _encodable(example, self._labels, shard["digest"])
+        serialized = self._serializer.serialize_example(self._features.encode_example(encodable))
+        # The order of a protobuf's fields hangs on the process, unless it is asked to be fixed.
+        serialized = _EXAMPLE.FromString(serialized).SerializeToString(deterministic=True)
+        record.write(serialized)
+        shard["length"] += 1
+        shard["bytes"] += len(serialized)
+        if shard["length"] >= EXAMPLES_PER_SHARD:
+            self._end(note())
+
+    def close(self, split: str, note: Any = None) -> None:
+        """Ends a split; UserError if it has no example."""
+        if self._open:
+            self._end(note)
+        if not self._shards[split]:
+            raise errors.UserError(
+                f"Split {split!r} of {self._name} has no example; nothing is written."
+            )
+
+    def finish(
+        self, metadata: Mapping[str, Any], lists: Mapping[str, Sequence[str]] | None = None
+    ) -> pathlib.Path:
+        """Gives the set its metadata and its final name, and returns its folder.
+
+        To `metadata` come `files` (bytes by file name), `class_names` and `digest` (of all
+        examples, equal wherever and whenever they are written). lists: lines by the name of a text
+        file beside the records, left out where there are none.
+        """
+        infos, sizes = [], {}
+        for split, shards in self._shards.items():
+            template = naming.ShardedFileTemplate(
+                dataset_name=self._name, data_dir=self._folder, split=split,
+                filetype_suffix="array_record",
+            )  # fmt: skip
+            for number in range(len(shards)):
+                path = pathlib.Path(
+                    template.sharded_filepath(shard_index=number, num_shards=len(shards))
+                )
+                (self._folder / f"{split}-{number:05d}").rename(path)
+                sizes[path.name] = path.stat().st_size
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[shard["length"] for shard in shards],
+                    num_bytes=sum(shard["bytes"] for shard in shards),
+                    filename_template=template,
+                )
+            )
+        # Splits in the order of their names: which of them is written first does not matter.
+        last = {split: shards[-1]["digest"] for split, shards in sorted(self._shards.items())}
+        whole = hashlib.blake2b(json.dumps(last).encode(), digest_size=16)
+        names = {key: list(label.names) for key, label in self._labels.items() if label.names}
+        stored = tfds.core.MetadataDict()
+        stored.update(metadata, files=sizes, class_names=names, digest=whole.hexdigest())
+        info = tfds.core.DatasetInfo(
+            builder=dataset_info.DatasetIdentity(
+                name=self._name, version=tfds.core.Version(self._version),
+                data_dir=os.fspath(self._folder), module_name="",
+            ),
+            features=self._features,
+            metadata=stored,
+        )  # fmt: skip
+        info.set_file_format("array_record")
+        info.set_splits(tfds.core.splits.SplitDict(infos))
+        info.write_to_directory(self._folder)
+        stored.save_metadata(self._folder)
         for file, lines in (lists or {}).items():
             if lines:
-                (partial / file).write_text("".join(f"{line}\n" for line in lines))
-        _swap(partial, final)
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
-        raise errors.UserError(f"Writing {final} failed: {error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return final
+                (self._folder / file).write_text("".join(f"{line}\n" for line in lines))
+        (self._folder / JOURNAL).unlink()
+        _swap(self._folder, self._final)
+        return self._final
+
+    def _resume(self, task: Any) -> None:
+        """Takes over the whole shards of a writer with the same task, or starts from nothing."""
+        self._task = task
+        head = {"task": task, "labels": repr(self._labels), "shard": EXAMPLES_PER_SHARD}
+        journal = self._folder / JOURNAL
+        lines: list[dict] = []
+        with contextlib.suppress(OSError, ValueError):
+            lines = [json.loads(line) for line in journal.read_text().splitlines()]
+        if lines:
+            self._refuse_if_alive(lines[0], journal)
+        old = self._final.parent.glob(f".{self._version}.partial*-old")
+        for leftover in old:
+            shutil.rmtree(leftover, ignore_errors=True)
+        if task is None or not lines or any(lines[0].get(key) != head[key] for key in head):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            lines = []
+        self._folder.mkdir(exist_ok=True)
+        for shard in lines[1:]:
+            self._shards[shard["split"]].append(shard)
+        for file in self._folder.iterdir():
+            split, _, number = file.name.rpartition("-")
+            if file.name != JOURNAL and int(number) >= len(self._shards[split]):
+                file.unlink()  # a shard that was cut short
+        self._journal = journal.open("w")
+        self._note(head | {"host": socket.gethostname(), "pid": os.getpid()})
+        for shard in lines[1:]:
+            self._note(shard)
+
+    def _refuse_if_alive(self, head: Mapping[str, Any], journal: pathlib.Path) -> None:
+        host, pid = head.get("host"), head.get("pid", 0)
+        here = host == socket.gethostname()
+        if (here and pid != os.getpid() and files.is_alive(pid)) or (
+            not here and time.time() - journal.stat().st_mtime < SILENCE
+        ):
+            raise errors.UserError(
+                f"{self._final} is being written by process {pid} on {host}; wait for it or stop "
+                "it."
+            )
+
+    def _end(self, note: Any) -> None:
+        """Closes the shard and notes it: only now is it one to go on from."""
+        assert self._open is not None
+        record, shard = self._open
+        self._open = None
+        record.close()
+        shard["note"] = note
+        self._shards[shard["split"]].append(shard)
+        self._note(shard)
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
 
 
 def check_names(name: str, splits: Iterable[str], labels: Iterable[str]) -> None:
@@ -98,40 +277,6 @@ def check_names(name: str, splits: Iterable[str], labels: Iterable[str]) -> None
                     f"A {what} cannot be called {one!r}; take letters, digits and '_', a letter "
                     "first, and neither 'image' nor 'key'."
                 )
-
-
-def _remove_leftovers(parent: pathlib.Path) -> None:
-    for folder in parent.glob(f".*.partial-{socket.gethostname()}-*"):
-        if not files.is_alive(int(folder.name.removesuffix("-old").rpartition("-")[2])):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_folder(folder, name, version, labels, splits, metadata) -> None:
-    features = _features(labels)
-    identity = dataset_info.DatasetIdentity(
-        name=name, version=tfds.core.Version(version), data_dir=os.fspath(folder), module_name=""
-    )
-    stored = tfds.core.MetadataDict()
-    info = tfds.core.DatasetInfo(
-        builder=identity, features=tfds.features.FeaturesDict(dict(features)), metadata=stored
-    )
-    writer = tfds.core.SequentialWriter(info, EXAMPLES_PER_SHARD, file_format="array_record")
-    writer.initialize_splits(list(splits))
-    digests = {split: hashlib.blake2b(split.encode(), digest_size=16) for split in splits}
-    for split, examples in splits.items():
-        encodable: Any = (_encodable(one, labels, digests[split]) for one in examples)
-        writer.add_examples({split: encodable})
-        writer.close_splits([split])
-        if not info.splits[split].num_examples:
-            raise errors.UserError(f"Split {split!r} of {name} has no example; nothing is written.")
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.array_record*"))}
-    names = {key: list(label.names) for key, label in labels.items() if label.names}
-    # Splits in the order of their names: which of them is written first does not matter.
-    whole = hashlib.blake2b(digest_size=16)
-    for split in sorted(digests):
-        whole.update(digests[split].digest())
-    stored.update(metadata, files=sizes, class_names=names, digest=whole.hexdigest())
-    stored.save_metadata(folder)
 
 
 def _features(labels: Mapping[str, Label]) -> dict[str, Any]:
@@ -150,12 +295,15 @@ def _features(labels: Mapping[str, Label]) -> dict[str, Any]:
     return features
 
 
-def _encodable(example: Mapping[str, Any], labels: Mapping[str, Label], digest) -> dict[str, Any]:
-    """Makes an example what TFDS takes without TensorFlow, and counts it into the digest.
+def _encodable(
+    example: Mapping[str, Any], labels: Mapping[str, Label], before: str
+) -> tuple[dict[str, Any], str]:
+    """Makes an example what TFDS takes without TensorFlow, and the digest of all up to it.
 
     A file object is stored as it is, whereas pixels would be encoded by TensorFlow; and an array
     must have the very dtype of its feature.
     """
+    digest = hashlib.blake2b(before.encode(), digest_size=16)
     found = {"image": io.BytesIO(example["image"]), "key": example["key"]}
     for part in (example["key"].encode(), example["image"]):
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -163,7 +311,7 @@ def _encodable(example: Mapping[str, Any], labels: Mapping[str, Label], digest) 
         array = np.asarray(example[name]).astype(labels[name].dtype, casting="same_kind")
         found[name] = array if labels[name].shape else example[name]
         digest.update(name.encode() + array.tobytes())
-    return found
+    return found, digest.hexdigest()
 
 
 def _swap(partial: pathlib.Path, final: pathlib.Path) -> None:

@@ -120,7 +120,7 @@ def test_numbers_that_nobody_annotated_are_nan(tmp_path):
 
 def test_larger_images_shrink_and_landmarks_with_them(tmp_path):
     source = draw_2021(tmp_path / "source", size=64)
-    record = run(source, tmp_path / "data", size=32, landmarks=True)["test"][3]
+    record = run(source, tmp_path / "data", image_size=32, landmarks=True)["test"][3]
     stored = decode.decode(record["image"])
     assert stored.shape == (32, 32, 3)
     original = picture(PER_CLASS * 8 + 3, 64)[::2, ::2]
@@ -143,7 +143,7 @@ def test_the_face_box_of_2017_is_cut_out(tmp_path):
 
 def test_margin_and_shrinking_of_2017(tmp_path):
     source = draw_2017(tmp_path / "source")
-    options = {"margin": 0.5, "size": 16, "landmarks": True}
+    options = {"margin": 0.5, "image_size": 16, "landmarks": True}
     record = run(source, tmp_path / "data", **options)["test"][0]
     assert decode.decode(record["image"]).shape == (16, 16, 3)  # the whole photograph, halved
     np.testing.assert_allclose(record["landmarks"][[0, 67]], [[4, 4], [12, 12]], atol=1e-5)

@@ -264,7 +264,7 @@ def mtfl_tree(root):
 
 
 def test_mtfl_cuts_faces_and_turns_yes_to_one(tmp_path):
-    found = read("mtfl", mtfl_tree(tmp_path / "source"), tmp_path / "data", size=0)
+    found = read("mtfl", mtfl_tree(tmp_path / "source"), tmp_path / "data", image_size=0)
     assert len(found["test"]) == 10 and len(found["train"]) + len(found["validation"]) == 40
     assert keys(found, "test")[:2] == ["lfw_5590/testi0", "AFLW/testi1"]
     for index, record in enumerate(found["test"]):
@@ -276,7 +276,7 @@ def test_mtfl_cuts_faces_and_turns_yes_to_one(tmp_path):
         middle = (record["landmarks"].min(0) + record["landmarks"].max(0)) / 2
         np.testing.assert_allclose(middle, side / 2, atol=1)
         np.testing.assert_allclose(np.ptp(record["landmarks"], axis=0), [20, 16])
-    small = read("mtfl", tmp_path / "source", tmp_path / "other", size=25)
+    small = read("mtfl", tmp_path / "source", tmp_path / "other", image_size=25)
     np.testing.assert_allclose(np.ptp(small["test"][0]["landmarks"], axis=0), [10, 8])
 
 

@@ -76,7 +76,7 @@ def test_large_pictures_shrink_and_small_ones_keep_their_bytes(tmp_path):
     picture(tmp_path / "mine" / "a" / "large.jpg", 1, size=(60, 90))
     for index in range(8):
         picture(tmp_path / "mine" / "a" / f"{index}.jpg", 2, index, size=(20, 30))
-    found = read("folder", tmp_path / "mine", tmp_path / "data", size=45)
+    found = read("folder", tmp_path / "mine", tmp_path / "data", image_size=45)
     every = {record["key"]: record["image"] for rows in found.values() for record in rows}
     assert decode.decode(every["a/large.jpg"]).shape == (30, 45, 3)
     assert every["a/0.jpg"] == (tmp_path / "mine" / "a" / "0.jpg").read_bytes()
@@ -92,7 +92,7 @@ def test_an_upright_picture_stays_upright_once(tmp_path):
     for index in range(1, 6):
         picture(tmp_path / "mine" / "a" / f"{index}.jpg", 2, index)
     for size, shape in ((0, (60, 40, 3)), (30, (30, 20, 3))):
-        found = read("folder", tmp_path / "mine", tmp_path / f"data{size}", size=size)
+        found = read("folder", tmp_path / "mine", tmp_path / f"data{size}", image_size=size)
         (image,) = [
             one["image"] for rows in found.values() for one in rows if one["key"] == "a/0.jpg"
         ]

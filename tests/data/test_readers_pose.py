@@ -91,7 +91,7 @@ def test_aflw2000_has_a_test_split_alone(tmp_path, capsys):
 def test_the_samples_of_aflw2000_are_read_as_they_are(shared_data, tmp_path):
     """Angles against the rotation that SciPy makes of the same numbers; and the face is whole."""
     source = shared_data / "formats" / "aflw2000_samples"
-    found = read("aflw2000", source, tmp_path / "data", size=0)["test"]
+    found = read("aflw2000", source, tmp_path / "data", image_size=0)["test"]
     paths = sorted(source.glob("*.mat"))
     by_key = {record["key"]: record for record in found}
     for path in paths:

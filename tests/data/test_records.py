@@ -2,9 +2,11 @@ import io
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent import futures
 from typing import Any
 
@@ -193,9 +195,63 @@ def test_a_killed_writer_leaves_nothing_that_opens_and_the_next_one_tidies_up(tm
     )
     assert killed.returncode == -9
     left = os.listdir(tmp_path / "faces")
-    assert len(left) == 1 and ".partial-" in left[0]
+    assert left == [".1.0.0.partial"]
     with pytest.raises(errors.UserError, match="No prepared set 'faces'"):
         records.open_split(tmp_path, "faces", "train")
+    write(tmp_path)
+    assert os.listdir(tmp_path / "faces") == ["1.0.0"]
+
+
+KILLED = """
+    import os, signal, sys
+    from hmtl_jax.data import records
+    from tests.data.test_records import LABELS, examples
+
+    records.EXAMPLES_PER_SHARD = 4
+    with records.Writer(sys.argv[1], "faces", "1.0.0", LABELS, "this task") as writer:
+        for number, example in enumerate(examples(11)):
+            if number == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            writer.add("train", example, lambda: f"up to {number}")
+    """
+
+
+def go_on(data_dir, task):
+    """What a second writer finds, and the set that it finishes."""
+    with records.Writer(data_dir, "faces", "1.0.0", LABELS, task) as writer:
+        notes = writer.notes("train")
+        for example in list(examples(11))[4 * len(notes) :]:
+            writer.add("train", example)
+        writer.close("train", "the end")
+        return notes, writer.finish({})
+
+
+@pytest.mark.parametrize("task, kept", [("this task", ["up to 3", "up to 7"]), ("another", [])])
+def test_a_killed_writer_is_gone_on_from_by_one_with_its_task(tmp_path, monkeypatch, task, kept):
+    monkeypatch.setattr(records, "EXAMPLES_PER_SHARD", 4)
+    assert run(KILLED, tmp_path / "killed", check=False).returncode == -9
+    notes, folder = go_on(tmp_path / "killed", task)
+    assert notes == kept
+    _, whole = go_on(tmp_path / "whole", task)
+    for file in whole.iterdir():
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+    assert os.listdir(folder.parent) == ["1.0.0"]
+    source = records.open_split(tmp_path / "killed", "faces", "train")
+    for index, example in enumerate(examples(11)):
+        assert_same(source[index], example)
+
+
+def test_a_writer_that_lives_is_not_disturbed(tmp_path):
+    """Not one of this machine that runs, nor one of another that wrote a moment ago."""
+    partial = tmp_path / "faces" / ".1.0.0.partial"
+    partial.mkdir(parents=True)
+    for host, pid in ((socket.gethostname(), os.getppid()), ("elsewhere", 1)):
+        head = {"task": None, "host": host, "pid": pid}
+        (partial / records.JOURNAL).write_text(json.dumps(head) + "\n")
+        with pytest.raises(errors.UserError, match=f"is being written by process {pid} on {host}"):
+            write(tmp_path)
+    old = time.time() - 2 * records.SILENCE
+    os.utime(partial / records.JOURNAL, (old, old))
     write(tmp_path)
     assert os.listdir(tmp_path / "faces") == ["1.0.0"]
 

@@ -70,9 +70,12 @@ class AffectNet:
     name: ClassVar[str] = "affectnet"
     version: ClassVar[str] = "1.1.0"  # since 1.1.0 missing numbers are NaN
     needs_source: ClassVar[bool] = True
+    obtain: ClassVar[str] = (
+        "the authors' archives of either release, unpacked; on request, for research"
+    )
 
     classes: int = option(8, "7 leaves out contempt", (8, 7))
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
     margin: float = option(0.1, "2017: added around the face box on each side, in box sides")
     validation: float = option(0.05, "share of each class of train held out as validation")
     seed: int = option(0, "another seed holds out other images")
@@ -154,7 +157,9 @@ class AffectNet:
                 path = tree.find(path) or path
             if self.landmarks:
                 labels["landmarks"] = _npy(tree, f"{stem}_lnd.npy", 136).reshape(68, 2)
-                labels["landmarks"] *= faces.scale_of(max(_size(tree.read(path), where)), self.size)
+                labels["landmarks"] *= faces.scale_of(
+                    max(_size(tree.read(path), where)), self.image_size
+                )
             yield Row(name, labels, functools.partial(self._copy, tree, path), where)
 
     def _rows_2017(self, tree: Tree, path: str, track: Track, left_out) -> Iterator[Row]:
@@ -216,19 +221,19 @@ class AffectNet:
         points = [_number(number, "facial_landmarks", where) for number in numbers]
         points = np.array(points, np.float32).reshape(68, 2)
         return (points - np.array([[left, top]], np.float32)) * np.float32(
-            faces.scale_of(side, self.size)
+            faces.scale_of(side, self.image_size)
         )
 
     def _copy(self, tree: Tree, path: str) -> bytes:
         """An image that is small enough keeps its very bytes."""
         encoded = tree.read(path)
         image_hwc = decode.decode(encoded)
-        shrunk = faces.shrink(image_hwc, self.size)
+        shrunk = faces.shrink(image_hwc, self.image_size)
         return encoded if shrunk is image_hwc else faces.jpeg(shrunk)
 
     def _crop(self, tree: Tree, path: str, square: tuple[int, int, int]) -> bytes:
         face_hwc = faces.cut(decode.decode(tree.read(path)), *square)
-        return faces.jpeg(faces.shrink(face_hwc, self.size))
+        return faces.jpeg(faces.shrink(face_hwc, self.image_size))
 
 
 def _npy(tree: Tree, path: str, length: int) -> np.ndarray:

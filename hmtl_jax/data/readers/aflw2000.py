@@ -30,7 +30,7 @@ class Aflw2000:
         "pt3d_68", "the square is around these; pt2d, which has points at -1, as in HopeNet's code",
         ("pt3d_68", "pt2d"),
     )  # fmt: skip
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
 
     @property
     def label_rule(self) -> str:
@@ -52,7 +52,7 @@ class Aflw2000:
             )
         margins = pose_mats.Margins(2, K, K, lambda name: 0.0)
         paths = track(_pictures(tree, folder), "labels")
-        rows = list(pose_mats.rows(tree, paths, self.points, margins, self.size, left_out))
+        rows = list(pose_mats.rows(tree, paths, self.points, margins, self.image_size, left_out))
         return Survey({"test": rows}, pose_mats.LABELS, left_out)
 
     def check(self, survey: Survey) -> list[str]:

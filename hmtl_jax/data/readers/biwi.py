@@ -40,7 +40,7 @@ class Biwi:
     obtain: ClassVar[str] = "kinect_head_pose_db.tgz of the authors' page, unpacked; for research"
 
     side: float = option(300.0, "of the square that is cut out, in millimetres at the head")
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
     test: float = option(0.3, "share of the recordings that is test")
     validation: float = option(0.1, "share of the other recordings that is validation")
     seed: int = option(0, "another seed draws other splits; papers should say which, if not 0")
@@ -108,7 +108,7 @@ class Biwi:
 
     def _face(self, tree: Tree, path: str, square: tuple[int, int, int]) -> bytes:
         face_hwc = faces.cut(decode.decode(tree.read(path)), *square)
-        return faces.jpeg(faces.shrink(face_hwc, self.size))
+        return faces.jpeg(faces.shrink(face_hwc, self.image_size))
 
 
 def euler(rotation: np.ndarray) -> tuple[float, float, float]:

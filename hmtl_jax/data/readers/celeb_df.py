@@ -36,7 +36,7 @@ class CelebDf:
     frames: int = option(32, "frames of each video, evenly spaced")
     detector: str = option("", "weights of YuNet (see data/detect.py); a face is its box times 1.3")
     whole_frames: bool = option(False, "store whole frames, without a detector")
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
     validation: float = option(0.1, "share of the people outside of the test list: validation")
     seed: int = option(0, "another seed draws other people")
 
@@ -83,7 +83,7 @@ class CelebDf:
                 raise errors.UserError(f"{LIST} calls {name} {'fake' if not fake else 'real'}.")
             labels, key = {"fake": fake, "video": number}, name.removesuffix(".mp4")
             splits[split].extend(
-                videos.rows(root / name, key, labels, self.frames, find, self.size)
+                videos.rows(root / name, key, labels, self.frames, find, self.image_size)
             )
         return Survey(dict(splits), LABELS, left_out)
 

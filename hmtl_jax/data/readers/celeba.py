@@ -49,7 +49,7 @@ class CelebA:
         "identity_CelebA.txt, in one folder; for research, non-commercial"
     )
 
-    size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all")
     people: float = option(1.0, "share of each split's people, all faces of each; needs the file")
     seed: int = option(0, "another seed takes other people")
 
@@ -91,7 +91,7 @@ class CelebA:
             labels["gender"] = 1 - values[names.index("Male")]
             labels |= {"identity": people[image]} if people else {}
             path = f"{folder}/{image}" if folder else image
-            read = functools.partial(own.stored, place, place.find(path) or path, self.size)
+            read = functools.partial(own.stored, place, place.find(path) or path, self.image_size)
             row = Row(image.removesuffix(".jpg"), labels, read, where)
             splits[SPLITS[parts[image]]].append(row)
         return Survey({split: rows for split, rows in splits.items() if rows}, label, left_out)

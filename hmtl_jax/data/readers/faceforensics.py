@@ -46,7 +46,7 @@ class FaceForensics:
     frames: int = option(32, "frames of each video, evenly spaced")
     detector: str = option("", "weights of YuNet (see data/detect.py); a face is its box times 1.3")
     whole_frames: bool = option(False, "store whole frames, without a detector")
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
 
     @property
     def label_rule(self) -> str:
@@ -76,7 +76,7 @@ class FaceForensics:
                     }
                     number += 1
                     key = f"{method}/{name}"
-                    found.extend(videos.rows(path, key, labels, self.frames, find, self.size))
+                    found.extend(videos.rows(path, key, labels, self.frames, find, self.image_size))
             rows[split] = found
         return Survey(rows, LABELS, collections.Counter())
 

@@ -53,6 +53,10 @@ class FairFace:
     name: ClassVar[str] = "fairface"
     version: ClassVar[str] = "1.0.0"
     needs_source: ClassVar[bool] = True
+    obtain: ClassVar[str] = (
+        "fairface-img-margin025-trainval.zip (or margin125), unpacked, and both csv files of the "
+        "authors' repository, in one folder; CC BY 4.0"
+    )
 
     validation: float = option(0.1, "share of train held out, of each race and gender")
     seed: int = option(0, "another seed holds out other images")

@@ -70,6 +70,10 @@ class FerPlus:
     name: ClassVar[str] = "ferplus"
     version: ClassVar[str] = "1.0.0"
     needs_source: ClassVar[bool] = True
+    obtain: ClassVar[str] = (
+        "fer2013.csv (see fer2013) and fer2013new.csv of Microsoft's FERPlus repository, or what "
+        "that one's tool makes of them; the labels under MIT"
+    )
 
     rule: str = option("majority", "how ten votes become a label", tuple(RULES))
 

@@ -29,7 +29,9 @@ class Folder:
     obtain: ClassVar[str] = "your own pictures"
 
     label: str = option("label", "what the class is called in recipes, such as expression")
-    size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes")
+    image_size: int = option(
+        0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes"
+    )
     validation: float = option(0.1, "share of each class that is validation, if none is there")
     test: float = option(0.1, "share of each class that is test, if the source has no splits")
     seed: int = option(0, "another seed draws other splits")
@@ -94,5 +96,5 @@ class Folder:
             if not own.is_picture(path):
                 left_out["files that are no pictures by their name"] += 1
                 continue
-            image = functools.partial(own.stored, tree, path, self.size)
+            image = functools.partial(own.stored, tree, path, self.image_size)
             yield Row(path[place:], {self.label: index}, image, path)

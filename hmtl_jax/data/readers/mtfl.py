@@ -51,7 +51,7 @@ class Mtfl:
     obtain: ClassVar[str] = "MTFL.zip of the authors' page, as it is or unpacked; for research"
 
     scale: float = option(2.5, "side of the square that is cut out, in sides of the landmarks' box")
-    size: int = option(128, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(128, "longest side of a stored image; larger ones shrink, 0 keeps all")
     validation: float = option(0.1, "share of each gender and pose of train: validation")
     seed: int = option(0, "another seed holds out other images")
 
@@ -105,7 +105,7 @@ class Mtfl:
             points = _points(cells[:10], where)
             labels, square = _attributes(cells[10:], where), self._square(points)
             left, top, side = square
-            shrunk = faces.scale_of(side, self.size)
+            shrunk = faces.scale_of(side, self.image_size)
             labels["landmarks"] = ((points - [left, top]) * shrunk).astype(np.float32)
             image = functools.partial(self._face, tree, tree.find(name) or name, square)
             yield Row(name.rpartition(".")[0], labels, image, where)
@@ -117,7 +117,7 @@ class Mtfl:
 
     def _face(self, tree: Tree, path: str, square: tuple[int, int, int]) -> bytes:
         face_hwc = faces.cut(decode.decode(tree.read(path)), *square)
-        return faces.jpeg(faces.shrink(face_hwc, self.size))
+        return faces.jpeg(faces.shrink(face_hwc, self.image_size))
 
 
 def _points(cells: list[str], where: str) -> np.ndarray:

@@ -63,6 +63,7 @@ class Reader(Protocol):
     name: ClassVar[str]
     version: ClassVar[str]
     needs_source: ClassVar[bool]
+    obtain: ClassVar[str]  # what to fetch, where, under which terms
 
     @property
     def label_rule(self) -> str:

@@ -33,6 +33,7 @@ class Synthetic:
     name: ClassVar[str] = "synthetic"
     version: ClassVar[str] = "1.1.0"  # of the pictures: another renderer, another version
     needs_source: ClassVar[bool] = False
+    obtain: ClassVar[str] = "nothing: they are rendered"
 
     size: int = option(64, "side of the images in pixels")
     train: int = option(synthetic.SPLIT_SIZES["train"], "images in train")

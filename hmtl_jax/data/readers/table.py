@@ -67,7 +67,9 @@ class Table:
     path: str = option("", "the column of paths or of bytes, if it has an unusual name")
     split: str = option("", "the column that says train, validation or test; none: not drawn so")
     group: str = option("", "a column, such as a person: rows that share its value stay together")
-    size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes")
+    image_size: int = option(
+        0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes"
+    )
     validation: float = option(0.1, "share that is validation, if the table doesn't say")
     test: float = option(0.1, "share that is test, if the table doesn't say")
     seed: int = option(0, "another seed draws other splits")
@@ -127,7 +129,7 @@ class Table:
         """All rows, their pictures by reference."""
         values = [one.values for one in made]
         seen: set[str] = set()
-        images = sheet.images(path, self.images, self.size)
+        images = sheet.images(path, self.images, self.image_size)
         found = []
         for index, (key, image, where) in enumerate(track(images, "rows")):
             own.check_text(key, where)

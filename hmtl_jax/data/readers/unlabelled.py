@@ -25,7 +25,9 @@ class Unlabelled:
     needs_source: ClassVar[bool] = True
     obtain: ClassVar[str] = "your own pictures"
 
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all bytes")
+    image_size: int = option(
+        256, "longest side of a stored image; larger ones shrink, 0 keeps all bytes"
+    )
 
     @property
     def label_rule(self) -> str:
@@ -38,7 +40,7 @@ class Unlabelled:
         for path in track(tree.walk(""), "files"):
             own.check_text(path, str(source))
             if own.is_picture(path):
-                image = functools.partial(own.stored, tree, path, self.size)
+                image = functools.partial(own.stored, tree, path, self.image_size)
                 rows.append(Row(path, {}, image, path))
             else:
                 left_out["files that are no pictures by their name"] += 1

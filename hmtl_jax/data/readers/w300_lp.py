@@ -32,7 +32,7 @@ class W300Lp:
     obtain: ClassVar[str] = "300W-LP.zip of the authors' page, as it is or unpacked; for research"
 
     mirrored: bool = option(False, "take the mirrored faces too; training can mirror by itself")
-    size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    image_size: int = option(256, "longest side of a stored image; larger ones shrink, 0 keeps all")
     validation: float = option(0.02, "share of the photographs that is validation")
     test: float = option(0.02, "share of the photographs that is test")
     seed: int = option(0, "another seed draws other splits and margins")
@@ -63,7 +63,7 @@ class W300Lp:
         margins = pose_mats.Margins(0.6, LOW, HIGH, self._draw)
         rows = list(
             pose_mats.rows(
-                tree, track(paths, "labels"), "pt2d", margins, self.size, left_out
+                tree, track(paths, "labels"), "pt2d", margins, self.image_size, left_out
             )
         )  # fmt: skip
         rest, test = held_out_groups(rows, self.test, self.seed, lambda row: photograph(row.key))
