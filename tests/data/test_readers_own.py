@@ -199,7 +199,7 @@ def test_a_table_whose_kinds_are_said(tmp_path, name, capsys):
     printed = capsys.readouterr().out
     assert "label smile: class (no, yes), 13 missing" in printed
     for task in (
-        'age = recipe.task("regression", labels=("age",))',
+        'age = recipe.task("regression", labels=("age",), centre=40, scale=11.5)',
         'smile = recipe.task("classification", label="smile")',
         'accessory = recipe.task("multilabel", labels=("accessory",))',
     ):

@@ -69,7 +69,7 @@ class Folder:
                 walk = self._rows(tree, f"{place}{name}", len(place), index, left_out)
                 rows[split].extend(track(walk, f"{place}{name}"))
         print("In a recipe, such as configs/own.py, this is a task:")
-        own.suggest(labels)
+        own.suggest(labels, ())
         return Survey(self._split(dict(rows), bool(splits), labels), labels, left_out)
 
     def check(self, survey: Survey) -> list[str]:

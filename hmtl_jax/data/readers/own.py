@@ -3,6 +3,8 @@
 import collections
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from hmtl_jax.data import decode, faces
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.held_out import check_share, held_out, held_out_groups
@@ -103,8 +105,12 @@ def named_splits(names: Sequence[str]) -> dict[str, str] | None:
     return found if whole else None
 
 
-def suggest(labels: Mapping[str, Label]) -> None:
-    """Prints the line of a recipe that makes a task of each label."""
+def suggest(labels: Mapping[str, Label], rows: Sequence[Row]) -> None:
+    """Prints the line of a recipe that makes a task of each label.
+
+    Numbers far from 0 and 1, such as ages, come with the centre and the scale that they have in
+    `rows`: without these their loss would drown those of other tasks.
+    """
     for name, label in labels.items():
         if label.kind == "class":
             task = f'"classification", label="{name}"'
@@ -113,5 +119,14 @@ def suggest(labels: Mapping[str, Label]) -> None:
         elif label.names == ("yaw", "pitch", "roll"):
             task = f'"pose", labels=("{name}",)'
         else:
-            task = f'"regression", labels=("{name}",)'
+            task = f'"regression", labels=("{name}",){_unit(name, rows)}'
         print(f"  config.tasks.{name} = recipe.task({task})")
+
+
+def _unit(name: str, rows: Sequence[Row]) -> str:
+    values = np.array([row.labels[name] for row in rows if row.labels], np.float64)
+    values = values[np.isfinite(values)]
+    centre, scale = (values.mean(), values.std()) if len(values) else (0.0, 0.0)
+    if not scale or max(abs(centre), scale) <= 2:
+        return ""
+    return f", centre={centre:.3g}, scale={scale:.3g}"

@@ -101,7 +101,7 @@ class Table:
         for one in made:
             print(one.said)
         print("In a recipe, such as configs/own.py, these are tasks:")
-        own.suggest(labels)
+        own.suggest(labels, rows)
         return Survey(self._split(sheet, rows, split, labels), labels, left_out)
 
     def check(self, survey: Survey) -> list[str]:
