@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hmtl_jax import limits, optim, pretext, recipe, tasks, weighting
-from hmtl_jax.data import augment, pipeline
+from hmtl_jax.data import augment, order, pipeline
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models import decoders, encoders, heads, hybrid
 from hmtl_jax.program import Program
@@ -69,6 +69,18 @@ def make_tasks(config: ConfigDict, source: Any) -> dict[str, Any]:
             if config.data.labelled < 1:
                 _check_classes(made[name], data)
     return made
+
+
+def drawn(config: ConfigDict, source: Any) -> dict[str, int]:
+    """How often an epoch has each class of the label that `data.sampling` draws by."""
+    label = recipe.stratified_by(config)
+    rows = pipeline.choose(source, config.data.subset, config.data.labelled, label)
+    classes = pipeline.column(source, label)[rows.numbers[rows.labelled]]
+    names = list(source.class_names(label) or ())
+    wanted = order.quotas(classes, config.data.sampling)
+    called = {index: name for index, name in enumerate(names)}
+    pairs = zip(np.unique(classes).tolist(), wanted.tolist(), strict=True)
+    return {called.get(value, str(value)): count for value, count in pairs}
 
 
 def _check_classes(task: Any, data: TrainingData) -> None:

@@ -31,6 +31,7 @@ LIMITS = {
     "data.subset": limits.up_to_one("a share in (0, 1]"),
     "data.labelled": limits.up_to_one("a share in (0, 1]"),
     "data.unlabelled_share": limits.share(),
+    "data.sampling": limits.number(0, 1, "a power"),
     "data.threads": limits.whole(1),
     "data.workers": limits.whole(0, instead="threads alone"),
     "model.drop_path": limits.share(),
@@ -74,6 +75,7 @@ def check(config: ConfigDict) -> None:
     _check_names(config)
     _check_stream(config)
     _check_unlabelled(config)
+    _check_sampling(config)
     _check_schedule_free(config)
     if not config.data.name:
         raise UserError("data.name is empty; name the prepared set, such as 'ferplus'.")
@@ -105,6 +107,23 @@ def _check_unlabelled(config: ConfigDict) -> None:
         raise UserError(
             "data.unlabelled_share is a share of pictures without labels, and there are none; set "
             "data.labelled below 1, or data.unlabelled to a prepared set."
+        )
+
+
+def _check_sampling(config: ConfigDict) -> None:
+    """Classes are drawn by a label, among the rows that have one."""
+    data = config.data
+    if data.sampling == 1:
+        return
+    if not recipe.stratified_by(config):
+        raise UserError(
+            f"data.sampling {data.sampling} draws classes, and no task has any; set it to 1, or "
+            "name a class label in data.stratify."
+        )
+    if (data.labelled < 1 or data.unlabelled) and not data.unlabelled_share:
+        raise UserError(
+            f"data.sampling {data.sampling} draws classes, and some pictures have none; give these "
+            "a part of each batch by data.unlabelled_share."
         )
 
 

@@ -74,7 +74,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         rows = sharding.of_batch(batches.abstract(config.batch_size), mesh)
         jax.eval_shape(train_step, abstract, rows)
         measure_step = evaluate.measure_step(training.program, mesh)
-        describe(config, training.program, abstract, batches, steps)
+        describe(config, training.program, abstract, source, batches, steps)
 
         ##### The state to begin with, and the workdir #####
         preemption = stack.enter_context(contextlib.closing(cluster.Preemption()))
@@ -213,10 +213,13 @@ def train_batches(
         labelled=config.data.labelled,
         pictures=pictures,
         unlabelled_share=config.data.unlabelled_share,
+        sampling=config.data.sampling,
     )
 
 
-def describe(config: ConfigDict, program: Any, abstract: state.TrainState, batches, steps) -> None:
+def describe(
+    config: ConfigDict, program: Any, abstract: state.TrainState, source, batches, steps
+) -> None:
     """Says what is about to be trained, on what."""
     params, devices, processes = abstract.params, jax.devices(), jax.process_count()
     added = f" and {config.data.unlabelled}" if config.data.unlabelled else ""
@@ -226,6 +229,9 @@ def describe(config: ConfigDict, program: Any, abstract: state.TrainState, batch
         f"{labelled if batches.num_labelled < batches.num_examples else ''}, {steps:,} steps of "
         f"{config.batch_size}"
     )
+    if config.data.sampling != 1:
+        drawn = build.drawn(config, source)
+        say("an epoch draws " + ", ".join(f"{n:,} {name}" for name, n in drawn.items()))
     say(
         f"{state.count(params['encoder']):,} parameters in the encoder, {state.count(params):,} in "
         f"training; {len(devices)} × {devices[0].device_kind}"

@@ -14,7 +14,7 @@ from hmtl_jax import build, recipe, rules, state
 from hmtl_jax.data import augment
 from hmtl_jax.data.readers import READERS
 from hmtl_jax.errors import UserError
-from hmtl_jax.tasks.data import balanced_weights
+from hmtl_jax.tasks.data import balanced_weights, class_weights
 from tests import tiny
 
 CONFIGS = sorted(
@@ -141,6 +141,20 @@ def test_balanced_weights_are_majority_count_by_class_count():
     made = build.make_tasks(config, tiny.Source())
     assert made["expression"].class_weights == (1.0, 2.0, 4.0)
     assert balanced_weights(np.array([0, 0, 0, 1, -1]), 3) == (1.0, 3.0, 1.0)
+
+
+def test_weights_by_the_effective_number_of_examples():
+    """Cui 2019, eq. 2, against its own words: E = (1 - β^n) / (1 - β), the weight is 1 / E."""
+    labels = np.repeat([0, 1, 2], [1000, 100, 10])
+    for given, beta in (("effective", 0.999), ("effective_0.9", 0.9), ("effective_0", 0.0)):
+        number = np.array([sum(beta**i for i in range(n)) for n in (1000, 100, 10)])
+        expected = (1 / number) / (1 / number).mean()
+        np.testing.assert_allclose(class_weights("key", given, labels, 3), expected)
+    assert class_weights("key", "none", labels, 3) == ()
+    assert class_weights("key", "balanced", labels, 3) == (1.0, 10.0, 100.0)
+    for wrong in ("effective_1", "effective_x"):
+        with pytest.raises(UserError, match=r"give 'effective_' and a number β in \[0, 1\)"):
+            class_weights("key", wrong, labels, 3)
 
 
 def test_class_weights_are_given_or_none():
@@ -495,6 +509,14 @@ def test_class_weights_are_those_of_the_labels_that_tasks_see():
     assert made.class_weights == (1.0, 2.0, 4.0)  # of 4, 2 and 1 that keep their label
 
 
+def test_what_an_epoch_draws_is_told_by_the_names_of_the_classes():
+    config = tiny.config(8)
+    source = tiny.Source((0,) * 8 + (1,) * 3 + (2,) * 1)
+    names = source.class_names("expression")[:3]
+    config.data.sampling = 0.0
+    assert build.drawn(config, source) == dict(zip(names, (4, 4, 4), strict=True))
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
@@ -503,9 +525,14 @@ def test_class_weights_are_those_of_the_labels_that_tasks_see():
         ({"data.labelled": 0.2, "pretexts": {}}, r"No pretext reads the pictures without labels"),
         ({"data.unlabelled": "more", "pretexts": {}}, r"No pretext reads the pictures"),
         ({"data.unlabelled_share": 0.5}, r"data\.unlabelled_share .* there are none; set"),
+        ({"data.sampling": 1.5}, r"data\.sampling is 1\.5; give a power from 0 to 1"),
+        (
+            {"data.sampling": 0.0, "data.labelled": 0.5},
+            r"some pictures have none; give these a part",
+        ),
     ],
 )
-def test_pictures_without_labels_need_a_pretext_and_a_share(keys, says):
+def test_what_draws_pictures_by_their_labels_needs_these_and_a_share(keys, says):
     config = tiny.config(8)
     for key, value in keys.items():
         if key == "pretexts":

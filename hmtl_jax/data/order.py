@@ -37,39 +37,93 @@ def choose(classes: np.ndarray, subset: float, labelled: float, seed: int) -> Ro
     return Rows(numbers, known)
 
 
+def quotas(classes: np.ndarray, power: float) -> np.ndarray:
+    """How often an epoch of n draws has each class: its share is as its count to this power.
+
+    power: 1 as they are, 0.5 the square root (Mahajan 2018), 0 all equal (Kang 2020). Rows that
+    have no class (below 0) keep their own share. Returns int64, for the sorted values of `classes`,
+    that sum to n.
+    """
+    values, counts = np.unique(classes, return_counts=True)
+    known = values >= 0
+    wanted = counts.astype(float)
+    drawn = counts[known].astype(float) ** power
+    wanted[known] = drawn / drawn.sum() * counts[known].sum() if known.any() else 0
+    found = np.floor(wanted).astype(np.int64)
+    rest = len(classes) - found.sum()
+    found[np.argsort(found - wanted, kind="stable")[:rest]] += 1
+    return found
+
+
+class Pool(NamedTuple):
+    """Records that share a part of every batch.
+
+    numbers: of the records. count: how many of them are in each batch. classes: of each record,
+    where an epoch draws by them, as `quotas` says; None: each record once.
+    """
+
+    numbers: np.ndarray
+    count: int
+    classes: np.ndarray | None = None
+    power: float = 1.0
+
+
 class Steps:
     """A process's rows of each training batch: step -> record numbers int32 [b], without end.
 
-    pools: (record numbers, how many of them are in each batch). A single one is shuffled anew each
-    epoch, and what fills no batch is left out of it; of several, each is gone through again and
-    again, to its last record. share: the rows of the whole batch that are this process's.
+    A single pool is shuffled anew each epoch, and what fills no batch is left out of it; of
+    several, each is gone through again and again, to its last record. share: the rows of the whole
+    batch that are this process's.
     """
 
-    def __init__(self, pools: Sequence[tuple[np.ndarray, int]], seed: int, share: slice):
+    def __init__(self, pools: Sequence[Pool], seed: int, share: slice):
         self._pools, self._seed, self._share = pools, seed % 2**32, share
+        self._memo: dict[tuple, np.ndarray] = {}
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> np.ndarray:
         if len(self._pools) == 1:
-            (numbers, count), *_ = self._pools
-            epoch, step = divmod(index, len(numbers) // count)
-            order = _permutation(len(numbers), self._seed, epoch)
-            rows = numbers[order[step * count : (step + 1) * count]]
+            (pool,) = self._pools
+            epoch, step = divmod(index, len(pool.numbers) // pool.count)
+            order = self._order(pool, epoch)
+            rows = pool.numbers[order[step * pool.count : (step + 1) * pool.count]]
         else:
             rows = np.concatenate([self._of_pool(pool, index) for pool in range(len(self._pools))])
         return rows[self._share].astype(np.int32)
 
-    def _of_pool(self, pool: int, index: int) -> np.ndarray:
-        numbers, count = self._pools[pool]
-        places = np.arange(index * count, (index + 1) * count)
-        epochs, places = np.divmod(places, len(numbers))
-        found = np.empty(count, np.int64)
+    def _of_pool(self, number: int, index: int) -> np.ndarray:
+        pool = self._pools[number]
+        places = np.arange(index * pool.count, (index + 1) * pool.count)
+        epochs, places = np.divmod(places, len(pool.numbers))
+        found = np.empty(pool.count, np.int64)
         for epoch in np.unique(epochs):
-            order = _permutation(len(numbers), self._seed, int(epoch), pool)
+            order = self._order(pool, int(epoch), number)
             found[epochs == epoch] = order[places[epochs == epoch]]
-        return numbers[found]
+        return pool.numbers[found]
+
+    def _order(self, pool: Pool, *epoch: int) -> np.ndarray:
+        """The places in a pool that an epoch goes through, one after the other."""
+        if pool.classes is None:
+            return _permutation(len(pool.numbers), self._seed, *epoch)
+        memo = self._memo
+        if epoch not in memo:
+            while len(memo) >= 4:  # as of _permutation; several threads may do so at once
+                memo.pop(next(iter(memo)), None)
+            memo[epoch] = self._drawn(pool, *epoch)
+        return memo[epoch]
+
+    def _drawn(self, pool: Pool, *epoch: int) -> np.ndarray:
+        """Each class as often as its quota: all of it so many times, and a part; shuffled."""
+        assert pool.classes is not None
+        rng, parts = np.random.RandomState((self._seed, *epoch)), []
+        wanted = quotas(pool.classes, pool.power)
+        for value, quota in zip(np.unique(pool.classes), wanted, strict=True):
+            members = np.flatnonzero(pool.classes == value)
+            whole, rest = divmod(int(quota), len(members))
+            parts += [np.tile(members, whole), rng.permutation(members)[:rest]]
+        return rng.permutation(np.concatenate(parts))
 
 
 @functools.lru_cache(maxsize=4)  # two a pool, because threads read ahead over the end of an epoch

@@ -43,6 +43,7 @@ def train_batches(
     labelled: float = 1.0,
     pictures: Source | None = None,
     unlabelled_share: float = 0.0,
+    sampling: float = 1.0,
     threads: int | None = None,
     workers: int = 0,
     tolerate_corrupt: bool = False,
@@ -74,6 +75,8 @@ def train_batches(
       pictures: records of another set that take part without labels; their `index` goes on where
         that of `source` ends.
       unlabelled_share: share of each batch that is drawn from what has no labels; 0: as it comes.
+      sampling: an epoch draws each class of `stratify` as its count to this power says, 1 as they
+        are and 0 all equally often, of the rows whose labels tasks see; see `order.quotas`.
       threads: that read and decode in each process; None: one for each core, 16 at most.
       workers: processes that read and decode instead; 0: threads of this process. The main module
         needs its `if __name__ == "__main__"`, because each worker imports it.
@@ -103,10 +106,16 @@ def train_batches(
             f"{_name(source)} has {examples} training examples, too few for one batch of "
             f"{batch_size}; use a smaller batch."
         )
-    pools = [(np.sort(np.concatenate([seen, unseen])), batch_size)]
+    classes = None
+    if sampling != 1.0 and stratify is not None:
+        classes = column(source, stratify)[seen]
+    pools = [order.Pool(np.sort(np.concatenate([seen, unseen])), batch_size, classes, sampling)]
     if unlabelled_share and len(unseen):
         without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
-        pools = [(seen, batch_size - without), (unseen, without)]
+        pools = [
+            order.Pool(seen, batch_size - without, classes, sampling),
+            order.Pool(unseen, without),
+        ]
     batches = grain.MapDataset.source(order.Steps(pools, seed, share)).map(load)
     return TrainBatches(batches, load, len(seen), examples, steps_per_epoch, threads, workers)
 

@@ -23,8 +23,12 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import (
+    array_record_data_source,
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue] (compiled)
+)
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
+from tensorflow_datasets.core import splits as tfds_splits
 from tensorflow_datasets.proto import tf_example_pb2
 
 from hmtl_jax import errors, files
@@ -96,9 +100,8 @@ class Writer:
         self._shards: dict[str, list[dict]] = collections.defaultdict(list)
         self._open: tuple[Any, dict] | None = None
         self._features = tfds.features.FeaturesDict(dict(_features(labels)))
-        self._serializer = example_serializer.ExampleSerializer(
-            self._features.get_serialized_info()
-        )
+        serialized: Any = self._features.get_serialized_info()
+        self._serializer = example_serializer.ExampleSerializer(serialized)
         try:
             self._final.parent.mkdir(parents=True, exist_ok=True)
             self._resume(json.loads(json.dumps(task)))
@@ -167,10 +170,10 @@ class Writer:
         """
         infos, sizes = [], {}
         for split, shards in self._shards.items():
+            here: Any = self._folder
             template = naming.ShardedFileTemplate(
-                dataset_name=self._name, data_dir=self._folder, split=split,
-                filetype_suffix="array_record",
-            )  # fmt: skip
+                dataset_name=self._name, data_dir=here, split=split, filetype_suffix="array_record"
+            )
             for number in range(len(shards)):
                 path = pathlib.Path(
                     template.sharded_filepath(shard_index=number, num_shards=len(shards))
@@ -200,7 +203,7 @@ class Writer:
             metadata=stored,
         )  # fmt: skip
         info.set_file_format("array_record")
-        info.set_splits(tfds.core.splits.SplitDict(infos))
+        info.set_splits(tfds_splits.SplitDict(infos))
         info.write_to_directory(self._folder)
         stored.save_metadata(self._folder)
         for file, lines in (lists or {}).items():
@@ -223,16 +226,18 @@ class Writer:
         old = self._final.parent.glob(f".{self._version}.partial*-old")
         for leftover in old:
             shutil.rmtree(leftover, ignore_errors=True)
-        if task is None or not lines or any(lines[0].get(key) != head[key] for key in head):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            lines = []
-        self._folder.mkdir(exist_ok=True)
         for shard in lines[1:]:
             self._shards[shard["split"]].append(shard)
-        for file in self._folder.iterdir():
-            split, _, number = file.name.rpartition("-")
-            if file.name != JOURNAL and int(number) >= len(self._shards[split]):
-                file.unlink()  # a shard that was cut short
+        whole = {f"{split}-{n:05d}" for split, of in self._shards.items() for n in range(len(of))}
+        there = {file.name for file in self._folder.glob("*")}
+        same = lines and all(lines[0].get(key) == head[key] for key in head)
+        if task is None or not same or not whole <= there:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._shards.clear()
+            lines, there = [], set()
+        self._folder.mkdir(exist_ok=True)
+        for name in there - whole - {JOURNAL}:
+            (self._folder / name).unlink()  # a shard that was cut short
         self._journal = journal.open("w")
         self._note(head | {"host": socket.gethostname(), "pid": os.getpid()})
         for shard in lines[1:]:

@@ -11,7 +11,7 @@ import numpy as np
 from hmtl_jax import limits
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import classification
-from hmtl_jax.tasks.data import Data, balanced_weights, given_weights, shares
+from hmtl_jax.tasks.data import Data, class_weights, shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,11 @@ class Classification:
 
     label: the batch's key, int32 [B], -1 where missing. soft: read `LABEL_soft` float32 [B, C]
     instead, all zeros where missing. class_weights: one a class, or empty for none; they multiply
-    the loss of a class and do not change the divisor, which stays the number of labelled examples
-    (HMTL: majority count / class count). label_smoothing: Szegedy 2016. focal: the exponent gamma
-    that plays down what is predicted well (Lin 2017, arXiv 1708.02002); 0 is cross-entropy.
+    the loss of a class and do not change the divisor, which stays the number of labelled examples.
+    In a recipe also "balanced", majority count / class count (HMTL), and "effective", or
+    "effective_0.99" with another β than 0.999, by the effective number of a class's examples (Cui
+    2019, arXiv 1901.05555). label_smoothing: Szegedy 2016. focal: the exponent gamma that plays
+    down what is predicted well (Lin 2017, arXiv 1708.02002); 0 is cross-entropy.
     logit_adjustment: tau (Menon 2021, arXiv 2007.07314): training adds tau · log(prior) to each
     logit, so that the plain logits rank classes as if all were equally frequent; 0 is off. priors:
     shares of the classes in the training data, all above 0, which it needs.
@@ -43,7 +45,7 @@ class Classification:
     couples_rows: ClassVar = False
     metric_names: ClassVar = classification.NAMES
     FILLED: ClassVar = ("classes", "priors")
-    SETTINGS: ClassVar = {"class_weights": "none"}  # or "balanced", or one number a class
+    SETTINGS: ClassVar = {"class_weights": "none"}  # or "balanced", "effective", numbers
     LIMITS: ClassVar = {
         "class_weights": limits.weights(),
         "label_smoothing": limits.share(),
@@ -71,9 +73,7 @@ class Classification:
                 "data set has not; set it to False."
             )
         key = "tasks.classification.class_weights"
-        weights = given_weights(key, settings["class_weights"], len(classes))
-        if weights is None:
-            weights = balanced_weights(data.column(label), len(classes))
+        weights = class_weights(key, settings["class_weights"], data.column(label), len(classes))
         priors = ()
         if settings["logit_adjustment"]:
             priors = shares(data.column(label), len(classes))

@@ -41,6 +41,35 @@ def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     return tuple(float(counts.max() / count) if count else 1.0 for count in counts)
 
 
+def effective_weights(labels: np.ndarray, classes: int, beta: float) -> tuple[float, ...]:
+    """(1 - β) / (1 - β^n) of each class of n examples, their mean over these 1 (Cui 2019, eq. 2).
+
+    β = 0 weighs all alike, β near 1 by 1 / n. A class without examples gets 1.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    known = counts > 0
+    weights = (1.0 - beta) / (1.0 - beta ** np.maximum(counts, 1))
+    weights = np.where(known, weights / weights[known].mean() if known.any() else 1.0, 1.0)
+    return tuple(float(weight) for weight in weights)
+
+
+def class_weights(key: str, given: Any, labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """What a recipe means by weights of classes, one a class; () for none.
+
+    given: "none"; "balanced"; "effective", or "effective_0.99" with another β than 0.999; or the
+    numbers.
+    """
+    if isinstance(given, str) and given.startswith("effective"):
+        try:
+            beta = float(given.removeprefix("effective").removeprefix("_") or 0.999)
+        except ValueError:
+            beta = -1.0
+        limits.check("", {key: beta}, {key: limits.share("'effective_' and a number β")})
+        return effective_weights(labels, classes, beta)
+    weights = given_weights(key, given, classes)
+    return balanced_weights(labels, classes) if weights is None else weights
+
+
 def given_weights(key: str, given: Any, count: int) -> tuple[float, ...] | None:
     """The weights that a recipe gives: () for "none", None for "balanced", else `count` numbers.
 

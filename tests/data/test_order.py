@@ -11,7 +11,7 @@ ALL = slice(0, 10)
 
 
 def batches(pools, count, seed=0, share=ALL):
-    steps = order.Steps(pools, seed, share)
+    steps = order.Steps([order.Pool(*pool) for pool in pools], seed, share)
     return np.array([steps[index] for index in range(count)])
 
 
@@ -62,6 +62,50 @@ def test_processes_share_the_very_batch():
 
 @pytest.mark.parametrize("pools", [[(np.arange(30), 10)], [(np.arange(7), 4), (np.arange(9), 6)]])
 def test_a_batch_depends_on_its_number_alone(pools):
-    steps = order.Steps(pools, 5, ALL)
+    steps = order.Steps([order.Pool(*pool) for pool in pools], 5, ALL)
     later = steps[17]
     np.testing.assert_array_equal(batches(pools, 18, seed=5)[17], later)
+
+
+##### Classes drawn by a power of their count #####
+
+
+@pytest.mark.parametrize(
+    "power, wanted", [(1, [60, 30, 10]), (0, [33, 34, 33]), (0.5, [47, 33, 19])]
+)
+def test_quotas_are_as_the_count_to_a_power(power, wanted):
+    found = order.quotas(CLASSES, power)
+    assert found.sum() == 100 and np.abs(found - wanted).max() <= 1
+    shares = np.array([60, 30, 10.0]) ** power
+    np.testing.assert_allclose(found, 100 * shares / shares.sum(), atol=1)
+
+
+def test_rows_without_a_class_keep_their_share():
+    classes = np.concatenate([np.full(20, -1), CLASSES])
+    assert order.quotas(classes, 0)[0] == 20 and order.quotas(classes, 0).sum() == 120
+
+
+@pytest.mark.parametrize("more", [[], [(np.arange(1000, 1040), 6)]])
+def test_an_epoch_has_each_class_as_often_as_its_quota(more):
+    """And each record of a class equally often, but for one; another epoch has other ones."""
+    pools = [(np.arange(500, 600), 10, CLASSES, 0.0), *more]
+    epochs = []
+    for epoch in range(2):
+        steps = order.Steps([order.Pool(*pool) for pool in pools], 0, slice(None))
+        rows = np.concatenate([steps[10 * epoch + index] for index in range(10)])
+        rows = rows[rows < 1000]
+        counts = np.bincount(rows - 500, minlength=100)
+        of_class = [counts[value == CLASSES] for value in range(3)]
+        assert [of.sum() for of in of_class] == order.quotas(CLASSES, 0).tolist()
+        assert all(np.ptp(of) <= 1 for of in of_class)
+        epochs.append(rows)
+    assert sorted(epochs[0]) != sorted(epochs[1])
+    again = batches(pools, 20)
+    np.testing.assert_array_equal(again[10][again[10] < 1000], epochs[1][:10])
+
+
+def test_processes_share_the_batch_of_drawn_classes():
+    pools = [(np.arange(100), 10, CLASSES, 0.5)]
+    whole = batches(pools, 25)
+    parts = [batches(pools, 25, share=slice(at, at + 5)) for at in (0, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)

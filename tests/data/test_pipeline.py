@@ -143,6 +143,29 @@ def test_continued_equals_uninterrupted(k):
     assert_equal(take(second, 9), uninterrupted[k:])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_classes_are_drawn_equally_and_a_run_goes_on(workers):
+    """Of 80 records in eight classes, eight of the rarest: ten of each an epoch."""
+    options = {"sampling": 0.0, "stratify": "expression", "batch_size": 8, "workers": workers}
+    batches = train(Records(80), **options)
+    found = take(batches, 14)
+    batches.close()
+    counts = np.bincount(np.concatenate([one["expression"] for one in found[:10]]), minlength=8)
+    assert counts.tolist() == [10] * 8
+    again = train(Records(80), **options)
+    again.set_state(json.loads(json.dumps(_state_after(options, 7))))
+    assert_equal(take(again, 7), found[7:])
+    again.close()
+
+
+def _state_after(options, count):
+    batches = train(Records(80), **options)
+    take(batches, count)
+    state = batches.get_state()
+    batches.close()
+    return state
+
+
 def test_closed_batches_can_go_on():
     batches = train(Records(30))
     taken = take(batches, 3)

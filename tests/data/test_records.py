@@ -241,6 +241,17 @@ def test_a_killed_writer_is_gone_on_from_by_one_with_its_task(tmp_path, monkeypa
         assert_same(source[index], example)
 
 
+def test_a_set_that_was_cut_short_while_it_got_its_names_starts_from_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "EXAMPLES_PER_SHARD", 4)
+    assert run(KILLED, tmp_path, check=False).returncode == -9
+    partial = tmp_path / "faces" / ".1.0.0.partial"
+    (partial / "train-00000").rename(partial / "faces-train.array_record-00000-of-00003")
+    (partial / "dataset_info.json").write_text("{")
+    notes, folder = go_on(tmp_path, "this task")
+    assert notes == [] and len(records.open_split(tmp_path, "faces", "train")) == 11
+    assert not (folder / records.JOURNAL).exists()
+
+
 def test_a_writer_that_lives_is_not_disturbed(tmp_path):
     """Not one of this machine that runs, nor one of another that wrote a moment ago."""
     partial = tmp_path / "faces" / ".1.0.0.partial"
