@@ -78,7 +78,7 @@ def drawn(config: ConfigDict, source: Any) -> dict[str, int]:
     classes = pipeline.column(source, label)[rows.numbers[rows.labelled]]
     names = list(source.class_names(label) or ())
     wanted = order.quotas(classes, config.data.sampling)
-    called = {index: name for index, name in enumerate(names)}
+    called = dict(enumerate(names))
     pairs = zip(np.unique(classes).tolist(), wanted.tolist(), strict=True)
     return {called.get(value, str(value)): count for value, count in pairs}
 

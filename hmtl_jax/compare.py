@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from hmtl_jax import build, evaluate, figures, files, infer, sharding, trained, workdir
-from hmtl_jax.data import records
+from hmtl_jax.data import sources
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import names
 
@@ -61,22 +61,22 @@ def compare(
     }
 
 
-def _source(runs: Sequence[trained.Trained], data_dir: str | None) -> records.Source:
+def _source(runs: Sequence[trained.Trained], data_dir: str | None) -> sources.Opened:
     first = runs[0].config.data
     folder = data_dir or first.data_dir
     if not first.test:
         raise UserError(f"The run {runs[0].run} has no test split (data.test is empty).")
-    digest = records.identity(folder, first.name)["digest"]
+    digest = sources.identity(folder, first.name)["digest"]
     for run in runs:
         if run.data["digest"] != digest:
             raise UserError(
                 f"The run {run.run} was trained on other data ({run.data['name']}) than those in "
                 f"{pathlib.Path(folder) / first.name}; compare runs of the same data."
             )
-    return records.open_split(folder, first.name, first.test)
+    return sources.open_split(folder, first.name, first.test)
 
 
-def _predictions(run: trained.Trained, source: records.Source, mesh: Any) -> dict[str, dict]:
+def _predictions(run: trained.Trained, source: sources.Opened, mesh: Any) -> dict[str, dict]:
     everywhere = sharding.replicated(mesh)
     step = build.jitted(infer.eval_step, run.program, out_shardings=everywhere)
     return evaluate.predictions_of(step, run.program, run.variables, source, run.config)

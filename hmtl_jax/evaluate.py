@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hmtl_jax import build, cluster, files, infer, pictures, sharding, trained, workdir
-from hmtl_jax.data import pipeline, records
+from hmtl_jax.data import pipeline, sources
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics.names import headlines
 from hmtl_jax.program import Program
@@ -37,9 +37,9 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: A
     split, found, left = config.data.test, {}, []
     own = True
     if split:
-        identity = records.identity(config.data.data_dir, config.data.name)
+        identity = sources.identity(config.data.data_dir, config.data.name)
         own = identity["digest"] == run.data["digest"]
-        source = records.open_split(config.data.data_dir, config.data.name, split)
+        source = sources.open_split(config.data.data_dir, config.data.name, split)
         found = of_split(measure_step, run.program, run.variables, source, config)
         other = "" if own else f"{identity['name']}-{identity['digest'][:8]}-"
         file = f"eval/{other}{split}-{run.step}.json"
@@ -51,6 +51,8 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: A
     if not own:
         said = f"on other data, {workdir.described(identity)}, {said}"
     cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
+    for name, of in found.get("sets", {}).items():
+        cluster.say(f"  of {name}, {of['examples']:,} examples: {headlines(scalars(of))}")
 
 
 def about(config: ConfigDict, step: int, split: str, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,17 +77,32 @@ def measure_step(program: Program, mesh: Mesh) -> Any:
 
 
 def of_split(
-    measure_step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
+    measure_step: Any, program: Program, variables: Any, source: sources.Opened, config: ConfigDict
 ) -> dict[str, Any]:
     """The metrics of each task on a split, and how many examples it has; equal on every process."""
     found = predictions_of(measure_step, program, variables, source, config)
     examples = len(found["labels"]["index"])
     counted = {"examples": examples, "skipped_images": len(source) - examples}
-    return counted | metrics(program.tasks, found) | skills(found["errors"])
+    of_sets = _of_sets(program, source, found)
+    return counted | metrics(program.tasks, found) | skills(found["errors"]) | of_sets
+
+
+def _of_sets(program: Program, source: sources.Opened, found: Mapping[str, Mapping]) -> dict:
+    """Where a split is made of several sets, the metrics of each: {"sets": {NAME: …}}."""
+    parts, index = getattr(source, "parts", {}), found["labels"]["index"]
+
+    def of(rows: slice) -> dict[str, Any]:
+        own = (index >= rows.start) & (index < rows.stop)
+        part = {
+            key: jax.tree.map(lambda of: of[own], found[key]) for key in ("predictions", "labels")
+        }
+        return {"examples": int(own.sum())} | metrics(program.tasks, part)
+
+    return {"sets": {name: of(rows) for name, rows in parts.items()}} if parts else {}
 
 
 def predictions_of(
-    step: Any, program: Program, variables: Any, source: records.Source, config: ConfigDict
+    step: Any, program: Program, variables: Any, source: sources.Opened, config: ConfigDict
 ) -> dict[str, dict]:
     """`predictions` of a split, which is read as the recipe says, on the mesh that is set.
 

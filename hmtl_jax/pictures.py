@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hmtl_jax import build, cluster, infer, sharding, trained
-from hmtl_jax.data import pipeline, records
+from hmtl_jax.data import pipeline, sources
 from hmtl_jax.metrics import writer
 from hmtl_jax.view import owner
 
@@ -51,7 +51,7 @@ def pretext_columns(
     """The columns of a picture of each pretext, NAME, or of each of its views, NAME/0 and so on."""
     data, program = config.data, run.program
     split = data.test or data.validation or data.train
-    source = records.open_split(data.data_dir, data.name, split)
+    source = sources.open_split(data.data_dir, data.name, split)
     batches = pipeline.eval_batches(
         source, **build.loading(config, [], sharding.divisible(ROWS, mesh))
     )

@@ -26,7 +26,7 @@ from hmtl_jax import (
     state,
     trained,
 )
-from hmtl_jax.data import pipeline, records
+from hmtl_jax.data import pipeline, sources
 from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics.classification import classification_metrics
 from hmtl_jax.metrics.multilabel import multilabel_metrics
@@ -51,7 +51,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     """
     theirs, own_labels = probed(config)
     source = {
-        part: records.open_split(theirs.data.data_dir, theirs.data.name, theirs.data[part])
+        part: sources.open_split(theirs.data.data_dir, theirs.data.name, theirs.data[part])
         for part in ("train", "validation", "test")
     }
     labels = [config.probe.label] if config.probe.label else own_labels

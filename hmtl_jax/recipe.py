@@ -30,7 +30,7 @@ def defaults() -> ConfigDict:
     config.init_constants = "imagenet"  # or "half": how a ViT's file wants its images normalised
 
     config.data = ConfigDict()
-    config.data.name = ""
+    config.data.name = ""  # or several, such as "affectnet,ferplus"; see data/sources.py
     config.data.data_dir = "data"
     config.data.train = "train"
     config.data.validation = "validation"  # chooses the best checkpoint
@@ -41,6 +41,7 @@ def defaults() -> ConfigDict:
     config.data.labelled = 1.0  # such a part of those, whose labels tasks see; pretexts see all
     config.data.unlabelled = ""  # another set, or SET/SPLIT, whose pictures pretexts see too
     config.data.unlabelled_share = 0.0  # of each batch, from what has no labels; 0: as it comes
+    config.data.weights = ()  # of several sets in data.name, each one's part of a batch
     config.data.sampling = 1.0  # a class is drawn as its count to this: 0.5 root, 0 all equally
     config.data.stratify = ""  # the label of those classes; empty: that of the first task with one
     config.data.threads = 4

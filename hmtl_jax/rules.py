@@ -32,6 +32,7 @@ LIMITS = {
     "data.labelled": limits.up_to_one("a share in (0, 1]"),
     "data.unlabelled_share": limits.share(),
     "data.sampling": limits.number(0, 1, "a power"),
+    "data.weights": limits.weights(),
     "data.threads": limits.whole(1),
     "data.workers": limits.whole(0, instead="threads alone"),
     "model.drop_path": limits.share(),
@@ -75,6 +76,7 @@ def check(config: ConfigDict) -> None:
     _check_names(config)
     _check_stream(config)
     _check_unlabelled(config)
+    _check_weights(config)
     _check_sampling(config)
     _check_schedule_free(config)
     if not config.data.name:
@@ -108,6 +110,24 @@ def _check_unlabelled(config: ConfigDict) -> None:
             "data.unlabelled_share is a share of pictures without labels, and there are none; set "
             "data.labelled below 1, or data.unlabelled to a prepared set."
         )
+
+
+def _check_weights(config: ConfigDict) -> None:
+    """Each set has its part of a batch."""
+    weights, sets = config.data.weights, config.data.name.split(",")
+    if weights and (len(weights) != len(sets) or len(sets) < 2 or not sum(weights)):
+        raise UserError(
+            f"data.weights is {weights!r}; give one number for each of the sets in data.name "
+            f"{config.data.name!r}, of which there must be several, or none at all."
+        )
+    without = config.data.labelled < 1 or config.data.unlabelled
+    if weights and without and not config.data.unlabelled_share:
+        raise UserError(
+            "data.weights shares a batch among sets, and some pictures have no labels; give these "
+            "a part of each batch by data.unlabelled_share."
+        )
+    if weights and config.batch_size < len(sets):
+        raise UserError(f"batch_size {config.batch_size} is too small for {len(sets)} sets.")
 
 
 def _check_sampling(config: ConfigDict) -> None:

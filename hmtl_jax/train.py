@@ -27,7 +27,7 @@ from hmtl_jax import (
     workdir,
 )
 from hmtl_jax.cluster import say
-from hmtl_jax.data import pipeline, records
+from hmtl_jax.data import pipeline, records, sources
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.log import Log
 from hmtl_jax.metrics import names
@@ -49,8 +49,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
 
         ##### The data #####
         # All splits at once: that a test split is missing must not show after training.
-        sources = open_splits(config)
-        source, validation = sources[config.data.train], sources.get(config.data.validation)
+        opened = open_splits(config)
+        source, validation = opened[config.data.train], opened.get(config.data.validation)
         identity = identity_of(config)
         workdir.check_data(folder, identity)
         tasks = build.make_tasks(config, source)
@@ -160,14 +160,14 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         evaluate.report(trained.load(folder, mesh), config, mesh, measure_step)
 
 
-def open_splits(config: ConfigDict) -> dict[str, records.Source]:
+def open_splits(config: ConfigDict) -> dict[str, sources.Opened]:
     """The recipe's splits by name; the synthetic set is rendered where it is missing."""
     data = config.data
     if data.name == "synthetic" and cluster.lead():
         render_if_missing(files.local(data.data_dir, "data.data_dir"))
     cluster.wait("prepared")
     named = (split for split in (data.train, data.validation, data.test) if split)
-    return {split: records.open_split(data.data_dir, data.name, split) for split in named}
+    return {split: sources.open_split(data.data_dir, data.name, split) for split in named}
 
 
 def render_if_missing(data_dir: pathlib.Path) -> None:
@@ -181,26 +181,26 @@ def render_if_missing(data_dir: pathlib.Path) -> None:
         prepare.prepare("synthetic", None, data_dir)
 
 
-def unlabelled(config: ConfigDict) -> records.Source | None:
+def unlabelled(config: ConfigDict) -> sources.Opened | None:
     """The split of another set whose pictures take part without labels, where there is one."""
     name, _, split = config.data.unlabelled.partition("/")
-    return records.open_split(config.data.data_dir, name, split or "train") if name else None
+    return sources.open_split(config.data.data_dir, name, split or "train") if name else None
 
 
 def identity_of(config: ConfigDict) -> dict[str, Any]:
     """What the data say of themselves, and beside it the set that `data.unlabelled` names."""
-    found = records.identity(config.data.data_dir, config.data.name)
+    found = sources.identity(config.data.data_dir, config.data.name)
     name, _, _ = config.data.unlabelled.partition("/")
     if name:
-        found["unlabelled"] = records.identity(config.data.data_dir, name)
+        found["unlabelled"] = sources.identity(config.data.data_dir, name)
     return found
 
 
 def train_batches(
     config: ConfigDict,
-    source: records.Source,
+    source: sources.Opened,
     tasks: Mapping[str, Any],
-    pictures: records.Source | None = None,
+    pictures: sources.Opened | None = None,
 ) -> pipeline.TrainBatches:
     """The endless batches that the recipe asks for, with the labels that its tasks read."""
     return pipeline.train_batches(
@@ -214,6 +214,7 @@ def train_batches(
         pictures=pictures,
         unlabelled_share=config.data.unlabelled_share,
         sampling=config.data.sampling,
+        weights=config.data.weights,
     )
 
 

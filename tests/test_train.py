@@ -242,6 +242,36 @@ def test_other_data_are_evaluated_under_their_own_name(
         runs.run(runs.config(other), again)
 
 
+def test_several_sets_are_evaluated_as_one_and_each_by_itself(
+    finished, tiny_data, compile_cache, tmp_path
+):
+    """A run on its own test split and on another set at once: the whole is what its parts make."""
+    data, again = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_data, data)
+    shutil.copytree(finished.workdir, again)
+    sizes = {"train": 8, "validation": 8, "test": 17}
+    prepare.prepare(
+        "synthetic", None, data, name="more", progress=False, size=32, seed=7, **sizes
+    )  # fmt: skip
+    config = runs.config(data, job="evaluate")
+    config.data.name = "synthetic,more"
+    printed = runs.run(config, again)
+    (new,) = set(runs.evaluations(again)) - set(runs.evaluations(finished.workdir))
+    found = runs.evaluations(again)[new]
+    sets = found["sets"]
+    assert sets["more"]["examples"] == 17
+    assert found["examples"] == 17 + sets["synthetic"]["examples"]
+    right = {name: part["expression"]["accuracy"] * part["examples"] for name, part in sets.items()}
+    assert sum(right.values()) == pytest.approx(
+        found["expression"]["accuracy"] * found["examples"], abs=1e-3
+    )
+    before = runs.evaluations(finished.workdir).values()
+    (own,) = (one for one in before if (one["split"], one["step"]) == ("test", found["step"]))
+    assert own["examples"] == sets["synthetic"]["examples"]
+    assert sets["synthetic"]["expression"]["accuracy"] == own["expression"]["accuracy"]
+    assert any(line.startswith("  of more, 17 examples: expression/accuracy") for line in printed)
+
+
 def test_an_evaluation_that_fails_does_not_cost_the_state(
     tiny_data, compile_cache, tmp_path, monkeypatch
 ):

@@ -55,6 +55,17 @@ def quotas(classes: np.ndarray, power: float) -> np.ndarray:
     return found
 
 
+def shared(weights: Sequence[float], count: int) -> list[int]:
+    """Parts of `count` in proportion to weights: whole numbers, none of a positive weight 0."""
+    wanted = np.array(weights, float) / sum(weights) * count
+    found = np.maximum(np.floor(wanted), np.array(weights) > 0).astype(int)
+    while found.sum() != count:  # the one that is farthest off gives or takes
+        step = 1 if found.sum() < count else -1
+        off = np.where((found > 1) | (step > 0), step * (wanted - found), -np.inf)
+        found[int(np.argmax(off))] += step
+    return found.tolist()
+
+
 class Pool(NamedTuple):
     """Records that share a part of every batch.
 
@@ -72,7 +83,8 @@ class Steps:
     """A process's rows of each training batch: step -> record numbers int32 [b], without end.
 
     A single pool is shuffled anew each epoch, and what fills no batch is left out of it; of
-    several, each is gone through again and again, to its last record. share: the rows of the whole
+    several, or of one that is smaller than a batch, each is gone through again and again, to its
+    last record. share: the rows of the whole
     batch that are this process's.
     """
 
@@ -84,8 +96,8 @@ class Steps:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if len(self._pools) == 1:
-            (pool,) = self._pools
+        pool = self._pools[0]
+        if len(self._pools) == 1 and pool.count <= len(pool.numbers):
             epoch, step = divmod(index, len(pool.numbers) // pool.count)
             order = self._order(pool, epoch)
             rows = pool.numbers[order[step * pool.count : (step + 1) * pool.count]]

@@ -44,6 +44,7 @@ def train_batches(
     pictures: Source | None = None,
     unlabelled_share: float = 0.0,
     sampling: float = 1.0,
+    weights: Sequence[float] = (),
     threads: int | None = None,
     workers: int = 0,
     tolerate_corrupt: bool = False,
@@ -77,6 +78,8 @@ def train_batches(
       unlabelled_share: share of each batch that is drawn from what has no labels; 0: as it comes.
       sampling: an epoch draws each class of `stratify` as its count to this power says, 1 as they
         are and 0 all equally often, of the rows whose labels tasks see; see `order.quotas`.
+      weights: of the sets that `source` is made of, each set's share of the rows with labels in
+        every batch, in proportion; (): each record once an epoch, whichever set it is of.
       threads: that read and decode in each process; None: one for each core, 16 at most.
       workers: processes that read and decode instead; 0: threads of this process. The main module
         needs its `if __name__ == "__main__"`, because each worker imports it.
@@ -106,18 +109,48 @@ def train_batches(
             f"{_name(source)} has {examples} training examples, too few for one batch of "
             f"{batch_size}; use a smaller batch."
         )
-    classes = None
-    if sampling != 1.0 and stratify is not None:
-        classes = column(source, stratify)[seen]
-    pools = [order.Pool(np.sort(np.concatenate([seen, unseen])), batch_size, classes, sampling)]
-    if unlabelled_share and len(unseen):
-        without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
-        pools = [
-            order.Pool(seen, batch_size - without, classes, sampling),
-            order.Pool(unseen, without),
-        ]
+    classes = column(source, stratify) if sampling != 1.0 and stratify is not None else None
+    pools = _pools(source, seen, unseen, batch_size, unlabelled_share, weights, classes, sampling)
     batches = grain.MapDataset.source(order.Steps(pools, seed, share)).map(load)
     return TrainBatches(batches, load, len(seen), examples, steps_per_epoch, threads, workers)
+
+
+def _pools(
+    source: Source,
+    seen: np.ndarray,
+    unseen: np.ndarray,
+    batch_size: int,
+    unlabelled_share: float,
+    weights: Sequence[float],
+    classes: np.ndarray | None,
+    sampling: float,
+) -> list[order.Pool]:
+    """What shares each batch: rows with labels, of one set or of several, and rows without."""
+
+    def pool(numbers: np.ndarray, count: int) -> order.Pool:
+        of_each = None if classes is None else classes[numbers]
+        return order.Pool(numbers, count, of_each, sampling)
+
+    without = 0
+    if unlabelled_share and len(unseen):
+        without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
+    if not weights:
+        if not without:
+            together = np.sort(np.concatenate([seen, unseen]))
+            if len(unseen):
+                return [order.Pool(together, batch_size)]
+            return [pool(seen, batch_size)]
+        return [pool(seen, batch_size - without), order.Pool(unseen, without)]
+    counts = order.shared(weights, batch_size - without)
+    found = []
+    parts: Mapping[str, slice] = getattr(source, "parts", {})
+    for (name, rows), count in zip(parts.items(), counts, strict=True):
+        members = seen[(seen >= rows.start) & (seen < rows.stop)]
+        if count and not len(members):
+            raise errors.UserError(f"data.weights gives {name} a share, and it has no such row.")
+        if count:
+            found.append(pool(members, count))
+    return found + ([order.Pool(unseen, without)] if without else [])
 
 
 def choose(

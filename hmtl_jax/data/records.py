@@ -383,6 +383,11 @@ class Source:
         """Names of all fields but `image` and `key`, sorted."""
         return tuple(sorted(set(self._fields) - {"image", "key"}))
 
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """How each label is stored, by its name."""
+        return {label: self._fields[label] for label in self.labels}
+
     def class_names(self, label: str) -> tuple[str, ...] | None:
         """Names of the classes (or entries) of a label; None where it has none."""
         names = self._class_names.get(label)
