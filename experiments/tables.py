@@ -5,6 +5,8 @@
 
 Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
 A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
+What a cell came to is kept in experiments/cells/NAME.json, which is committed: another machine runs
+what is missing there.
 With `--jobs`, cells run side by side, each on its own share of the cores: small models use one core
 better than two. The minutes of a run are those of its share.
 The table has, for each method, mean ± standard deviation over seeds on the test split, the
@@ -21,6 +23,7 @@ import pathlib
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -184,6 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     table, folder = TABLES[args.table], args.runs / args.table
     seeds, out = range(args.seeds or table.seeds), HERE / f"{args.table}.md"
+    kept = Kept(HERE / "cells" / f"{args.table}.json", table)
     if not args.only_table:
         # Seed by seed: after the first round every method has a number.
         cells = [(seed, name) for seed in seeds for name in table.methods]
@@ -192,9 +196,13 @@ def main() -> None:
             train.render_if_missing(pathlib.Path(args.data_dir))  # once, not in each cell
 
         def run(cell: tuple[int, str]) -> None:
-            (seed, name), cores = cell, shares.get()
+            seed, name = cell
+            if kept.score(name, seed):
+                return
+            cores = shares.get()
             try:
                 run_cell(folder, name, seed, table.methods[name], args.data_dir, cores)
+                kept.add(name, seed, score(folder, table, name, seed))
             except SystemExit as error:
                 print(f"{error} The cells that run are waited for.", file=sys.stderr, flush=True)
                 raise
@@ -206,11 +214,11 @@ def main() -> None:
             try:
                 for cell in futures.as_completed(running):
                     cell.result()
-                    out.write_text(render(table, folder, seeds))
+                    out.write_text(render(table, kept, seeds))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    out.write_text(render(table, folder, seeds))
+    out.write_text(render(table, kept, seeds))
     print(out.read_text())
 
 
@@ -322,10 +330,44 @@ def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score |
     return Score(report[task][metric], skills, seconds)
 
 
-def render(table: Table, folder: pathlib.Path, seeds: Sequence[int]) -> str:
+class Kept:
+    """What the cells of a table came to, in a file that is committed; from any thread."""
+
+    def __init__(self, path: pathlib.Path, table: Table):
+        """Cells of a recipe or of flags that the table no longer has count as missing."""
+        self._path, self._lock = path, threading.Lock()
+        self._stages = {
+            name: [[recipe, list(flags)] for recipe, flags in stages]
+            for name, stages in table.methods.items()
+        }
+        found = json.loads(path.read_text()) if path.exists() else {}
+        self._cells: dict[str, dict[str, dict]] = {
+            name: {
+                seed: cell for seed, cell in found.get(name, {}).items() if cell["stages"] == stages
+            }
+            for name, stages in self._stages.items()
+        }
+
+    def score(self, method: str, seed: int) -> Score | None:
+        """What a cell came to; None where it is missing."""
+        cell = self._cells[method].get(str(seed))
+        return cell and Score(cell["value"], cell["skills"], cell["seconds"])
+
+    def add(self, method: str, seed: int, found: Score | None) -> None:
+        """Keeps a cell, whole or not at all."""
+        if found is None:
+            return
+        with self._lock:
+            cell = {"stages": self._stages[method], **dataclasses.asdict(found)}
+            self._cells[method][str(seed)] = cell
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, self._cells)
+
+
+def render(table: Table, kept: Kept, seeds: Sequence[int]) -> str:
     """The table as Markdown."""
     unit = 100 if table.percent else 1
-    found = {name: [score(folder, table, name, seed) for seed in seeds] for name in table.methods}
+    found = {name: [kept.score(name, seed) for seed in seeds] for name in table.methods}
     cells = {name: [cell for cell in row if cell] for name, row in found.items()}
     base = next(iter(cells.values()))
     lines = [

@@ -1,5 +1,6 @@
 """Tables of methods and seeds: numbers by hand, and no cell is run twice."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -33,6 +34,26 @@ def finish(folder, method, seed, values):
         write_json(path / "seconds.json", about)
 
 
+def rendered(folder, seeds):
+    """The table of the cells that a folder has."""
+    kept = tables.Kept(folder / "cells.json", TABLE)
+    for name in TABLE.methods:
+        for seed in seeds:
+            kept.add(name, seed, tables.score(folder, TABLE, name, seed))
+    return tables.render(TABLE, kept, seeds)
+
+
+def test_what_is_kept_is_not_run_again_unless_the_recipe_is_another(tmp_path):
+    finish(tmp_path, "plain", 0, [5.0])
+    before = rendered(tmp_path, range(1))
+    kept = tables.Kept(tmp_path / "cells.json", TABLE)
+    assert kept.score("plain", 0) == tables.score(tmp_path, TABLE, "plain", 0)
+    assert kept.score("plain", 1) is None and kept.score("two", 0) is None
+    assert tables.render(TABLE, kept, range(1)) == before
+    other = dataclasses.replace(TABLE, methods={"plain": tables.one("toy", "--config.epochs=3")})
+    assert tables.Kept(tmp_path / "cells.json", other).score("plain", 0) is None
+
+
 def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_path):
     plain, two = np.array([5.0, 6.0, 7.0]), np.array([4.0, 4.5])
     for seed, value in enumerate(plain):
@@ -44,7 +65,7 @@ def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_p
     freedom = sum(parts) ** 2 / sum(p**2 / (n - 1) for p, n in zip(parts, (2, 3), strict=True))
     half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
     gap = two.mean() - plain.mean()
-    lines = tables.render(TABLE, tmp_path, range(3))
+    lines = rendered(tmp_path, range(3))
     assert "| plain | 3 | 6.00 ± 1.00 | – | – | 1.0 |" in lines
     wanted = f"{gap:+.2f} [{gap - half:+.2f}, {gap + half:+.2f}]"
     assert f"| two | 2 | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | puzzle 0.62 | 2.0 |" in lines
@@ -52,13 +73,13 @@ def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_p
 
 def test_a_row_that_is_there_before_the_baseline_has_no_difference_yet(tmp_path):
     finish(tmp_path, "two", 0, [9.9, 4.0])
-    lines = tables.render(TABLE, tmp_path, range(1))
+    lines = rendered(tmp_path, range(1))
     assert "| two | 1 | 4.00 | – | puzzle 0.50 | 2.0 |" in lines
 
 
 def test_a_method_without_a_cell_has_a_row_of_dashes(tmp_path):
     finish(tmp_path, "plain", 0, [5.0])
-    lines = tables.render(TABLE, tmp_path, range(1))
+    lines = rendered(tmp_path, range(1))
     assert "| plain | 1 | 5.00 | – | – | 1.0 |" in lines
     assert "| two | 0 | – | – | – | – |" in lines
 
