@@ -16,6 +16,7 @@ FILE, SHEET = "card.md", "contact_sheet.png"
 SIDE, BITS = 16, 10
 BANDS = BITS + 1  # by the pigeonhole, near looks are equal in one of so many parts
 MOST = 64  # pictures with one and the same part: a plain background, and nothing to compare
+LISTED = 10_000  # pairs in the list; all are counted
 THUMBNAIL, COLUMNS, ROWS = 64, 12, 4  # of the contact sheet, for each split
 
 
@@ -55,8 +56,9 @@ def counted(pairs: Sequence[tuple[str, str, int]]) -> dict[str, int]:
 
 
 def lines(pairs: Sequence[tuple[str, str, int]]) -> list[str]:
-    """One line a pair, those across splits first."""
+    """One line a pair, those across splits first; LISTED at most."""
     ordered = sorted(pairs, key=lambda pair: (_split(pair[0]) == _split(pair[1]), pair[2]))
+    ordered = ordered[:LISTED]
     return [f"{a}\t{b}\t{apart} of {SIDE * SIDE} bits differ" for a, b, apart in ordered]
 
 
