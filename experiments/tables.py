@@ -351,7 +351,7 @@ class Kept:
     def score(self, method: str, seed: int) -> Score | None:
         """What a cell came to; None where it is missing."""
         cell = self._cells[method].get(str(seed))
-        return cell and Score(cell["value"], cell["skills"], cell["seconds"])
+        return Score(cell["value"], cell["skills"], cell["seconds"]) if cell else None
 
     def add(self, method: str, seed: int, found: Score | None) -> None:
         """Keeps a cell, whole or not at all."""

@@ -28,10 +28,10 @@ import tqdm
 
 from hmtl_jax import errors, files
 from hmtl_jax.data import card, decode, records
+from hmtl_jax.data.detect import NoFace
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import READERS
 from hmtl_jax.data.readers.reader import (
-    NoFace,
     Reader,
     Row,
     Rows,

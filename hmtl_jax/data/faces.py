@@ -1,4 +1,4 @@
-"""Faces cut out of pictures: the square around a box, shrunk to what is stored, as JPEG."""
+"""Faces cut out of pictures: the square around a box, or upright by five points; stored as JPEG."""
 
 import cv2
 import numpy as np
@@ -7,6 +7,12 @@ import simplejpeg
 from hmtl_jax import errors
 
 QUALITY = 95  # of the JPEG that a cut is stored as
+# Where ArcFace (Deng 2019) has both eyes, the nose and both corners of the mouth, in a square of
+# 112; those on the left of the picture come first.
+TEMPLATE = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655),
+     (70.7299, 92.2041)]
+) / 112  # fmt: skip
 
 
 def square(
@@ -31,6 +37,33 @@ def cut(image_hwc: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     rows = np.clip(np.arange(top, top + side), 0, height - 1)
     columns = np.clip(np.arange(left, left + side), 0, width - 1)
     return np.ascontiguousarray(image_hwc[rows[:, None], columns[None, :]])
+
+
+def align(image_hwc: np.ndarray, points_52: np.ndarray, size: int) -> np.ndarray:
+    """Returns [size, size, 3]: turned, shifted and scaled so that five points meet TEMPLATE.
+
+    points_52: x and y in pixels of both eyes, nose, and both corners of the mouth, those on the
+    left of the picture first. The least squared distance decides (Umeyama 1991); what lies outside
+    of the picture repeats its border. UserError for points that are all in one place.
+    """
+    points, target = np.asarray(points_52, np.float64), TEMPLATE * size
+    from_, to = points - points.mean(0), target - target.mean(0)
+    spread = (from_**2).sum()
+    if not spread > 0:
+        raise errors.UserError("The five points of a face are all in one place.")
+    # The similarity as a complex number: z → a z + b, the best a in closed form.
+    a = (to @ [1, 1j] * (from_ @ [1, -1j])).sum() / spread
+    turn = np.array([[a.real, -a.imag], [a.imag, a.real]])
+    shift = target.mean(0) - turn @ points.mean(0)
+    if abs(a) < 1:  # a resample alone would alias; so the picture shrinks first
+        small = cv2.resize(image_hwc, None, fx=abs(a), fy=abs(a), interpolation=cv2.INTER_AREA)
+        ratio = np.array(image_hwc.shape[1::-1]) / small.shape[1::-1]
+        shift += turn @ (ratio / 2 - 0.5)  # of the middles of pixels
+        turn, image_hwc = turn * ratio, small
+    matrix = np.concatenate([turn, shift[:, None]], axis=1)
+    return cv2.warpAffine(
+        image_hwc, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def scale_of(longest: float, size: int) -> float:

@@ -83,17 +83,18 @@ def test_the_official_pairs_are_the_published_ones(shared_data):
     assert len(seen) == len(set(seen)) == 1000
 
 
-def faced(box):
-    """A stand-in for a detector: that box in every frame but those of number 3."""
+def faced(reader):
+    """By a stand-in for a detector: one box in every frame but those of number 3."""
 
     def detector(image_hwc):
-        return None if number_of(image_hwc) == 3 else box
+        face = detect.Face((20.0, 10.0, 40.0, 30.0), np.zeros((5, 2)))
+        return None if number_of(image_hwc) == 3 else face
 
-    return detector
+    return detect.Cutter(detector, reader.image_size)
 
 
 def test_a_face_is_its_box_times_1_3_and_a_frame_without_one_is_listed(tmp_path, monkeypatch):
-    monkeypatch.setattr(faceforensics, "detector", lambda reader: faced((20.0, 10.0, 40.0, 30.0)))
+    monkeypatch.setattr(faceforensics, "cutter", faced)
     source = ff_tree(tmp_path / "source")
     options = {"methods": ("Deepfakes",), "frames": 5}
     found = read("faceforensics", source, tmp_path / "data", **options)
@@ -117,12 +118,12 @@ def test_a_video_is_decoded_once_and_its_fault_is_that_of_each_frame(tmp_path, m
         return real(path, count)
 
     monkeypatch.setattr(videos.video, "frames", counted)
-    rows = list(videos.rows(film(tmp_path / "a.mp4"), "a", {}, 5, None, 32))
+    rows = list(videos.rows(film(tmp_path / "a.mp4"), "a", {}, 5, detect.cutter("", 32)))
     images = [decode.decode(row.image()) for row in rows]
     assert len(calls) == 1 and [number_of(image) for image in images] == [3, 9, 15, 21, 27]
     assert images[0].shape == (24, 32, 3)
     (tmp_path / "b.mp4").write_bytes(b"no video")
-    for row in videos.rows(tmp_path / "b.mp4", "b", {}, 2, None, 32):
+    for row in videos.rows(tmp_path / "b.mp4", "b", {}, 2, detect.cutter("", 32)):
         with pytest.raises(Exception, match=r"b\.mp4 is damaged"):
             row.image()
     assert len(calls) == 2

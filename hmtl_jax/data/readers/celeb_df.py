@@ -10,7 +10,7 @@ from typing import ClassVar
 from hmtl_jax import errors, files
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import videos
-from hmtl_jax.data.readers.faceforensics import detector
+from hmtl_jax.data.readers.faceforensics import cutter
 from hmtl_jax.data.readers.held_out import check_share, digest
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 
@@ -52,7 +52,7 @@ class CelebDf:
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         check_share(self.validation)
-        root, find = files.local(source, "--source"), detector(self)
+        root, cut = files.local(source, "--source"), cutter(self)
         if not (root / LIST).is_file():
             raise errors.UserError(f"{root} should hold {LIST} and {', '.join(FOLDERS)}.")
         tested, left_out = _tested(root / LIST), collections.Counter()
@@ -82,9 +82,7 @@ class CelebDf:
             if tested.get(name, fake) != fake:
                 raise errors.UserError(f"{LIST} calls {name} {'fake' if not fake else 'real'}.")
             labels, key = {"fake": fake, "video": number}, name.removesuffix(".mp4")
-            splits[split].extend(
-                videos.rows(root / name, key, labels, self.frames, find, self.image_size)
-            )
+            splits[split].extend(videos.rows(root / name, key, labels, self.frames, cut))
         return Survey(dict(splits), LABELS, left_out)
 
     def check(self, survey: Survey) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hmtl_jax import errors
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.held_out import digest
@@ -71,7 +72,7 @@ class CelebA:
         if self.people < 1 and not people:
             raise errors.UserError(f"--people needs {identity}, which {tree.source} lacks.")
         chosen = self._chosen(parts, people)
-        lines = _table(tree, attributes)
+        lines, cutter = _table(tree, attributes), detect.cutter("", self.image_size)
         _, names = next(lines)
         label = {
             "attributes": Label("int", tuple(names), (len(names),)),
@@ -91,7 +92,7 @@ class CelebA:
             labels["gender"] = 1 - values[names.index("Male")]
             labels |= {"identity": people[image]} if people else {}
             path = f"{folder}/{image}" if folder else image
-            read = functools.partial(own.stored, place, place.find(path) or path, self.image_size)
+            read = functools.partial(own.stored, place, place.find(path) or path, cutter)
             row = Row(image.removesuffix(".jpg"), labels, read, where)
             splits[SPLITS[parts[image]]].append(row)
         return Survey({split: rows for split, rows in splits.items() if rows}, label, left_out)

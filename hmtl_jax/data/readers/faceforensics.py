@@ -8,7 +8,7 @@ import pathlib
 from typing import ClassVar
 
 from hmtl_jax import errors, files
-from hmtl_jax.data.detect import YuNet
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import videos
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
@@ -59,7 +59,7 @@ class FaceForensics:
 
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
-        root, find = files.local(source, "--source"), detector(self)
+        root, cut = files.local(source, "--source"), cutter(self)
         if not root.is_dir():
             raise errors.UserError(f"{root} is no folder; unpack the videos.")
         rows: dict[str, list[Row]] = {}
@@ -76,7 +76,7 @@ class FaceForensics:
                     }
                     number += 1
                     key = f"{method}/{name}"
-                    found.extend(videos.rows(path, key, labels, self.frames, find, self.image_size))
+                    found.extend(videos.rows(path, key, labels, self.frames, cut))
             rows[split] = found
         return Survey(rows, LABELS, collections.Counter())
 
@@ -105,8 +105,8 @@ class FaceForensics:
         )
 
 
-def detector(reader) -> videos.Detector | None:
-    """The detector of a reader with the fields `detector` and `whole_frames`."""
+def cutter(reader) -> detect.Cutter:
+    """That of a reader with the fields `frames`, `detector`, `whole_frames` and `image_size`."""
     if reader.frames < 1:
         raise errors.UserError(f"--frames {reader.frames}: a video gives at least one.")
     if reader.whole_frames == bool(reader.detector):
@@ -114,7 +114,7 @@ def detector(reader) -> videos.Detector | None:
             "Videos have no boxes of faces: name the weights of a detector by --detector (see "
             "hmtl_jax/data/detect.py), or pass --whole_frames; one of the two."
         )
-    return YuNet(reader.detector) if reader.detector else None
+    return detect.cutter(reader.detector, reader.image_size)
 
 
 def _pairs(root: pathlib.Path, file: str) -> list[tuple[str, str]]:

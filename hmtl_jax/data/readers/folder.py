@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import ClassVar
 
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
@@ -32,6 +33,10 @@ class Folder:
     image_size: int = option(
         0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes"
     )
+    detector: str = option(
+        "", "weights of YuNet (data/detect.py): the largest face alone is stored"
+    )
+    align: bool = option(False, "turn each face upright by the detector's points, to image_size")
     validation: float = option(0.1, "share of each class that is validation, if none is there")
     test: float = option(0.1, "share of each class that is test, if the source has no splits")
     seed: int = option(0, "another seed draws other splits")
@@ -48,6 +53,7 @@ class Folder:
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         tree, left_out = Tree(source), collections.Counter()
+        cutter = detect.cutter(self.detector, self.image_size, self.align)
         if tree.source.is_file() or len(tree.folders("")) == 1:  # a zip often wraps all in one
             top = tree.folders("")
             tree.root = f"{top[0]}/" if len(top) == 1 and tree.folders(top[0]) else ""
@@ -66,7 +72,7 @@ class Folder:
                 if name not in classes:
                     left_out["files outside of a class's folder"] += 1
             for index, name in enumerate(classes):
-                walk = self._rows(tree, f"{place}{name}", len(place), index, left_out)
+                walk = self._rows(tree, f"{place}{name}", len(place), index, cutter, left_out)
                 rows[split].extend(track(walk, f"{place}{name}"))
         print("In a recipe, such as configs/own.py, this is a task:")
         own.suggest(labels, ())
@@ -89,12 +95,12 @@ class Folder:
         return drawn | {split: part for split, part in rows.items() if part}
 
     def _rows(
-        self, tree: Tree, folder: str, place: int, index: int, left_out: collections.Counter
+        self, tree: Tree, folder: str, place: int, index: int, cutter, left_out
     ) -> Iterator[Row]:
         for path in tree.walk(folder):
             own.check_text(path, str(tree.source))
             if not own.is_picture(path):
                 left_out["files that are no pictures by their name"] += 1
                 continue
-            image = functools.partial(own.stored, tree, path, self.image_size)
+            image = functools.partial(own.stored, tree, path, cutter)
             yield Row(path[place:], {self.label: index}, image, path)

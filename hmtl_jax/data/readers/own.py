@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hmtl_jax.data import decode, faces
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers.held_out import check_share, held_out, held_out_groups
 from hmtl_jax.data.readers.reader import Row
@@ -36,18 +36,9 @@ def check_text(name: str, where: str) -> None:
         raise UserError(f"{where}: the name {shown!r} is not UTF-8; rename it.") from None
 
 
-def stored(tree: Tree, path: str, size: int) -> bytes:
-    """A picture's own bytes, or, where its longest side is above `size`, a smaller JPEG."""
-    return shrunk(tree.read(path), size)
-
-
-def shrunk(encoded: bytes, size: int) -> bytes:
-    """As `stored`, of bytes."""
-    if not size:
-        return encoded
-    image_hwc = decode.decode(encoded)
-    smaller = faces.shrink(image_hwc, size)
-    return encoded if smaller is image_hwc else faces.jpeg(smaller)
+def stored(tree: Tree, path: str, cutter: detect.Cutter) -> bytes:
+    """What is stored of a picture: its own bytes if it stays as it is."""
+    return cutter.stored(tree.read(path))
 
 
 def split_up(

@@ -10,12 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 from hmtl_jax.data.labels import Label
-from hmtl_jax.errors import UserError
-
-
-class NoFace(UserError):
-    """A picture has no face to cut out: it is left out and listed, which is no fault."""
-
 
 # Shows progress: `track(iterable, "what it is")` yields the same items.
 Track = Callable[[Iterable[Any], str], Iterable[Any]]

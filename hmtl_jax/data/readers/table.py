@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 
 from hmtl_jax import files
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.reader import Row, Rows, Survey, Track, option
@@ -70,6 +72,10 @@ class Table:
     image_size: int = option(
         0, "longest side of a stored image; larger ones shrink, 0 keeps all bytes"
     )
+    detector: str = option(
+        "", "weights of YuNet (data/detect.py): the largest face alone is stored"
+    )
+    align: bool = option(False, "turn each face upright by the detector's points, to image_size")
     validation: float = option(0.1, "share that is validation, if the table doesn't say")
     test: float = option(0.1, "share that is test, if the table doesn't say")
     seed: int = option(0, "another seed draws other splits")
@@ -129,7 +135,8 @@ class Table:
         """All rows, their pictures by reference."""
         values = [one.values for one in made]
         seen: set[str] = set()
-        images = sheet.images(path, self.images, self.image_size)
+        cutter = detect.cutter(self.detector, self.image_size, self.align)
+        images = sheet.images(path, self.images, cutter)
         found = []
         for index, (key, image, where) in enumerate(track(images, "rows")):
             own.check_text(key, where)
@@ -181,7 +188,7 @@ class _Sheet:
         """A cell of each row, "" where it is empty."""
         raise NotImplementedError
 
-    def images(self, column: str, place: str, size: int) -> Iterator[tuple]:
+    def images(self, column: str, place: str, cutter: detect.Cutter) -> Iterator[tuple]:
         """Yields (key, image, where) of each row."""
         raise NotImplementedError
 
@@ -228,13 +235,13 @@ class _Text(_Sheet):
         at = self.names.index(column)
         return [cells[at].strip() for cells in self._rows]
 
-    def images(self, column: str, place: str, size: int) -> Iterator[tuple]:
+    def images(self, column: str, place: str, cutter: detect.Cutter) -> Iterator[tuple]:
         tree = Tree(files.local(place, "--images") if place else self.file.parent)
         for index, name in enumerate(self.text(column)):
             where = self.where(index)
             if not name:
                 raise UserError(f"{where}: {column} is empty.")
-            yield name, _by_path(tree, name, size, where), where
+            yield name, _by_path(tree, name, cutter), where
 
 
 class _Parquet(_Sheet):
@@ -253,6 +260,7 @@ class _Parquet(_Sheet):
             self.splits = [name for name, n in zip(splits, sizes, strict=True) for _ in range(n)]
         self._named = [part.name for part in parts]
         self._groups: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()  # a file of pyarrow is read by one thread at a time
 
     def where(self, index: int) -> str:
         part = int(np.searchsorted(self._starts, index, "right")) - 1
@@ -272,35 +280,38 @@ class _Parquet(_Sheet):
                 found.append(_cell(cell))
         return found
 
-    def images(self, column: str, place: str, size: int) -> Iterator[tuple]:
+    def images(self, column: str, place: str, cutter: detect.Cutter) -> Iterator[tuple]:
         if not self.is_bytes(column):
             tree = Tree(files.local(place, "--images") if place else self.file.parent)
             for index, name in enumerate(self.text(column)):
                 where = self.where(index)
-                yield name, _by_path(tree, name, size, where), where
+                yield name, _by_path(tree, name, cutter), where
             return
         for part, opened in enumerate(self._parts):
             first = 0
             for group in range(opened.num_row_groups):
                 for index in range(opened.metadata.row_group(group).num_rows):
                     where = f"{self._named[part]}, row {first + index}"
-                    image = functools.partial(self._bytes, column, part, group, index, size, where)
+                    at = (part, group, index)
+                    image = functools.partial(self._bytes, column, at, cutter, where)
                     yield f"{pathlib.Path(self._named[part]).stem}/{first + index}", image, where
                 first += opened.metadata.row_group(group).num_rows
 
-    def _bytes(self, column, part: int, group: int, index: int, size: int, where: str) -> bytes:
+    def _bytes(self, column: str, at: tuple[int, int, int], cutter, where: str) -> bytes:
         """The picture of a row; a few row groups are kept, for rows are asked for in order."""
-        cells = self._groups.get((part, group))
-        if cells is None:
-            while len(self._groups) >= 3:
-                self._groups.pop(next(iter(self._groups)), None)
-            cells = self._parts[part].read_row_group(group, columns=[column]).column(column)
-            self._groups[part, group] = cells
+        part, group, index = at
+        with self._lock:
+            cells = self._groups.get((part, group))
+            if cells is None:
+                while len(self._groups) >= 3:
+                    self._groups.pop(next(iter(self._groups)))
+                cells = self._parts[part].read_row_group(group, columns=[column]).column(column)
+                self._groups[part, group] = cells
         cell = cells[index].as_py()
         encoded = cell.get("bytes") if isinstance(cell, dict) else cell
         if not encoded:
             raise UserError(f"{where}: {column} holds no picture.")
-        return own.shrunk(encoded, size)
+        return cutter.stored(encoded)
 
 
 def _open(source: pathlib.Path) -> _Sheet:
@@ -342,14 +353,13 @@ def _cell(value: Any) -> str:
     return str(value).strip()
 
 
-def _by_path(tree: Tree, name: str, size: int, where: str) -> Callable[[], bytes]:
+def _by_path(tree: Tree, name: str, cutter: detect.Cutter) -> Callable[[], bytes]:
     """A picture that the table names by its path; it may be an absolute one."""
     if pathlib.PurePath(name).is_absolute():
         file = pathlib.Path(name)
-        return functools.partial(own.stored, Tree(file.parent), file.name, size)
-    del where
+        return functools.partial(own.stored, Tree(file.parent), file.name, cutter)
     name = name.replace("\\", "/").removeprefix("./")
-    return functools.partial(own.stored, tree, tree.find(name) or name, size)
+    return functools.partial(own.stored, tree, tree.find(name) or name, cutter)
 
 
 def _parse(text: str) -> list[Column]:

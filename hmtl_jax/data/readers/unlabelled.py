@@ -6,6 +6,7 @@ import functools
 import os
 from typing import ClassVar
 
+from hmtl_jax.data import detect
 from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
@@ -28,6 +29,10 @@ class Unlabelled:
     image_size: int = option(
         256, "longest side of a stored image; larger ones shrink, 0 keeps all bytes"
     )
+    detector: str = option(
+        "", "weights of YuNet (data/detect.py): the largest face alone is stored"
+    )
+    align: bool = option(False, "turn each face upright by the detector's points, to image_size")
 
     @property
     def label_rule(self) -> str:
@@ -37,10 +42,11 @@ class Unlabelled:
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         tree, left_out, rows = Tree(source), collections.Counter(), []
+        cutter = detect.cutter(self.detector, self.image_size, self.align)
         for path in track(tree.walk(""), "files"):
             own.check_text(path, str(source))
             if own.is_picture(path):
-                image = functools.partial(own.stored, tree, path, self.image_size)
+                image = functools.partial(own.stored, tree, path, cutter)
                 rows.append(Row(path, {}, image, path))
             else:
                 left_out["files that are no pictures by their name"] += 1

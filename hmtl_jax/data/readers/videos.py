@@ -3,31 +3,20 @@
 import functools
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from hmtl_jax.data import faces, video
-from hmtl_jax.data.readers.reader import NoFace, Row
-
-Detector = Callable[[np.ndarray], tuple[float, float, float, float] | None]
-SCALE = 1.3  # of a face's box, as all who report on FaceForensics++ have it
+from hmtl_jax.data import detect, faces, video
+from hmtl_jax.data.readers.reader import Row
 
 
 def rows(
-    path: pathlib.Path,
-    key: str,
-    labels: Mapping[str, Any],
-    count: int,
-    detector: Detector | None,
-    size: int,
+    path: pathlib.Path, key: str, labels: Mapping[str, Any], count: int, cutter: detect.Cutter
 ) -> Iterator[Row]:
-    """Yields `count` rows, `KEY/00` on, of one video; it is decoded once, for the first of them.
-
-    detector: None stores whole frames. size: the longest side of what is stored.
-    """  # fmt: skip
-    frames = _Frames(path, count, detector, size)
+    """Yields `count` rows, `KEY/00` on, of one video; it is decoded once, for the first of them."""
+    frames = _Frames(path, count, cutter)
     for part in range(count):
         yield Row(
             f"{key}/{part:02d}", dict(labels), functools.partial(frames.image, part), str(path)
@@ -37,8 +26,8 @@ def rows(
 class _Frames:
     """The frames of a video as JPEG; each is handed out once."""
 
-    def __init__(self, path: pathlib.Path, count: int, detector: Detector | None, size: int):
-        self._path, self._count, self._detector, self._size = path, count, detector, size
+    def __init__(self, path: pathlib.Path, count: int, cutter: detect.Cutter):
+        self._path, self._count, self._cutter = path, count, cutter
         self._lock = threading.Lock()
         self._found: dict[int, bytes | None] | None = None
         self._error: Exception | None = None
@@ -55,17 +44,14 @@ class _Frames:
             if self._error is not None:
                 raise self._error
             if part not in self._found:
-                raise NoFace(f"{self._path} has only {len(self._found)} frames.")
+                raise detect.NoFace(f"{self._path} has only {len(self._found)} frames.")
             encoded, self._found[part] = self._found[part], None
         if encoded is None:
-            raise NoFace(f"{self._path}: no face in this frame.")
+            raise detect.NoFace(f"{self._path}: no face in this frame.")
         return encoded
 
     def _face(self, image_hwc: np.ndarray) -> bytes | None:
-        if self._detector is None:
-            return faces.jpeg(faces.shrink(image_hwc, self._size))
-        box = self._detector(image_hwc)
-        if box is None:
+        try:
+            return faces.jpeg(self._cutter(image_hwc))
+        except detect.NoFace:
             return None
-        face_hwc = faces.cut(image_hwc, *faces.square(*box, SCALE))
-        return faces.jpeg(faces.shrink(face_hwc, self._size))
