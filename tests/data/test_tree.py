@@ -1,10 +1,12 @@
 """Files are read from inside a source and from nowhere else, and told of in one sentence."""
 
+import os
 import zipfile
 
 import pytest
 
 from hmtl_jax import errors
+from hmtl_jax.data.readers import tree as tree_module
 from hmtl_jax.data.readers.tree import Tree
 
 
@@ -99,3 +101,26 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tree_of, monkeypatch)
     for call in (lambda: tree.read("t.csv"), lambda: rows(tree)):
         with pytest.raises(errors.UserError, match="may not be read; mend its permissions"):
             call()
+
+
+def test_an_archive_with_a_link_a_way_out_or_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_module, "MOST_BYTES", 10_000)
+
+    def refused(name, data, mode=0o100644):
+        path = tmp_path / "source.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            info = zipfile.ZipInfo(name)
+            info.external_attr, info.compress_type = mode << 16, zipfile.ZIP_DEFLATED
+            file.writestr(info, data)
+        with pytest.raises(errors.UserError) as error:
+            Tree(path)
+        return str(error.value)
+
+    assert "'a.jpg' in" in refused("a.jpg", "/etc/passwd", 0o120777)
+    assert "is a link, and not a file" in refused("a.jpg", "/etc/passwd", 0o120777)
+    assert "leads out of the archive" in refused("../a.jpg", "1")
+    assert "unpacks to 9,000,000 bytes from" in refused("a.jpg", bytes(9_000_000))
+    with zipfile.ZipFile(tmp_path / "good.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("list.txt", "row " * 2000)  # it shrinks much, and is small
+        file.writestr("a.jpg", os.urandom(20_000))  # it is large, and does not shrink
+    assert Tree(tmp_path / "good.zip").list("") == ["a.jpg", "list.txt"]

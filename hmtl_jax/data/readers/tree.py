@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import IO
 
 from hmtl_jax import errors
 
+# A file that unpacks to more bytes, and to so many times its own, is a bomb.
+MOST_BYTES, BOMB = 2**28, 100
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 # What systems leave beside the files of a data set: no part of it.
 JUNK = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX(/.*)?)$")
@@ -32,6 +35,8 @@ class Tree:
             raise errors.UserError(f"--source {self.source} does not exist.")
         if not self.source.is_dir():
             self._zip = _open_zip(self.source)
+            for member in self._zip.infolist():
+                _check_member(member, self.source)
             self._members = {name for name in self._zip.namelist() if not JUNK.search(name)}
 
     def enter(self, *layouts: tuple[str, ...]) -> int:
@@ -195,6 +200,20 @@ class Tree:
 
     def _exists(self, name: str) -> bool:
         return name in self._members if self._zip is not None else (self.source / name).is_file()
+
+
+def _check_member(member: zipfile.ZipInfo, source: pathlib.Path) -> None:
+    """Refuses what no archive of pictures holds: a link, a way out, and what fills the memory."""
+    where = f"{member.filename!r} in {source}"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise errors.UserError(f"{where} is a link, and not a file; pack the file itself.")
+    if ".." in member.filename.split("/"):
+        raise errors.UserError(f"{where} leads out of the archive; pack it without such paths.")
+    if member.file_size > MOST_BYTES and member.file_size > BOMB * member.compress_size:
+        raise errors.UserError(
+            f"{where} unpacks to {member.file_size:,} bytes from {member.compress_size:,}; if that "
+            "is no mistake, unpack the archive and name its folder."
+        )
 
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
