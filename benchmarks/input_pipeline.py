@@ -6,10 +6,13 @@
 Without --name two drawn sets are prepared in a temporary folder: 48-px grey PNGs, as in FER+, and
 224-px JPEGs of about 18 KB, as AffectNet's faces are. Each figure is the median of three stretches.
 `read` and `decode` are one thread's loops over the same records without the pipeline; together they
-bound what a core can do. A busy machine lowers images/s; images in a second of CPU time hold nearly
-still. --need is what the training step takes (see benchmarks.train_step): a
-ratio above 1 means that the step would not wait, if the cores counted here were free for the data.
-Takes about two minutes on two cores.
+bound what a core can do. Where PyTorch and Pillow are installed (launch/setup.sh
+requirements-bench.txt), a DataLoader reads the same pictures, each from its own file as its users
+have them, with Pillow and with our decoder, shuffled, as uint8 batches: the peers. A busy machine
+lowers images/s; images in a second of CPU time hold nearly still. --need is what the training step
+takes (see benchmarks.train_step): a ratio above 1 means that the step would not wait, if the cores
+counted here were free for the data.
+Takes about five minutes on two cores.
 """
 
 import argparse
@@ -82,6 +85,66 @@ def measure(step: Callable[[], int], seconds: float) -> Speed:
     return Speed(statistics.median(walls), statistics.median(cpus))
 
 
+class Files:
+    """The pictures of a set as files, as a dataset of PyTorch: (uint8 [3, S, S], class)."""
+
+    def __init__(self, folder: pathlib.Path, source: records.Source, size: int, pillow: bool):
+        self.size, self.pillow, self.rows = size, pillow, []
+        folder.mkdir(exist_ok=True)
+        for index in range(len(source)):
+            record = source[index]
+            path = folder / str(index)
+            path.write_bytes(record["image"])
+            self.rows.append((path, int(record["expression"])))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int):
+        import torch  # pyright: ignore[reportMissingImports]
+        from PIL import Image
+
+        path, label = self.rows[index]
+        if self.pillow:
+            with Image.open(path) as image:
+                image = image.convert("RGB")
+                if image.size != (self.size, self.size):
+                    image = image.resize((self.size, self.size))
+                image_hwc = np.array(image)
+        else:
+            image_hwc = decode.decode(path.read_bytes(), self.size)
+        return torch.from_numpy(image_hwc).permute(2, 0, 1), label
+
+
+def loaders(
+    source: records.Source, size: int, batch: int, seconds: float
+) -> Iterator[tuple[str, Speed]]:
+    """PyTorch's DataLoader on the same pictures, in this process and with workers."""
+    try:
+        import PIL  # noqa: F401
+        import torch.utils.data  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for pillow in (True, False):
+            files = Files(pathlib.Path(folder) / str(pillow), source, size, pillow)
+            for workers in (0, 1, 2):
+                loader = torch.utils.data.DataLoader(
+                    files, batch, shuffle=True, num_workers=workers, drop_last=True,
+                    persistent_workers=workers > 0,
+                )  # fmt: skip
+                batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+                def step(batches: Iterator = batches) -> int:
+                    return len(next(batches)[0])
+
+                for _ in range(4 + 2 * workers):
+                    step()
+                with_ = "Pillow" if pillow else "our decoder"
+                yield f"DataLoader, {with_}, {workers} workers", measure(step, seconds)
+
+
 def bounds(source: records.Source, size: int, seconds: float) -> Iterator[tuple[str, Speed]]:
     """One thread reading, and one decoding, records in random order."""
     order = np.random.default_rng(0).integers(0, len(source), 2048).tolist()
@@ -123,17 +186,18 @@ def report(source: records.Source, size: int, args: argparse.Namespace) -> None:
     """Prints the table of one set."""
     nbytes = statistics.mean(len(source[index]["image"]) for index in range(min(500, len(source))))
     print(f"\n{source.name}: {size} px, {nbytes / 1e3:.1f} KB an image, batch {args.batch_size}\n")
-    print(f"| {'':24} | images/s | a CPU-second | images/s / {args.need:.0f} |")
+    print(f"| {'':34} | images/s | a CPU-second | images/s / {args.need:.0f} |")
     print("|---|---|---|---|")
     parts = (
         bounds(source, size, args.seconds),
         pipelines(source, size, args.batch_size, args.seconds),
+        loaders(source, size, args.batch_size, args.seconds),
     )
     for name, speed in itertools.chain(*parts):
         # What workers use is not counted in this process.
-        cpu = "" if "worker" in name else f"{speed.cpu:.0f}"
+        cpu = "" if "worker" in name and " 0 workers" not in name else f"{speed.cpu:.0f}"
         print(
-            f"| {name:24} | {speed.wall:.0f} | {cpu} | {speed.wall / args.need:.2f} |", flush=True
+            f"| {name:34} | {speed.wall:.0f} | {cpu} | {speed.wall / args.need:.2f} |", flush=True
         )
 
 

@@ -163,6 +163,28 @@ def test_processes_share_the_batch_of_several_sets(data_dir):
         one.close()
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+def test_an_epoch_of_several_sets_has_each_record_once_over_all_processes(data_dir, processes):
+    made = [
+        batches(data_dir, batch_size=8, process_index=at, process_count=processes)
+        for at in range(processes)
+    ]
+    seen = [next(one)["index"] for _ in range(3) for one in made]
+    assert sorted(np.concatenate(seen).tolist()) == list(range(24))
+    assert {len(one) for one in seen} == {8 // processes}
+    for one in made:
+        one.close()
+    joined = sources.open_split(data_dir, "first,second,third", "train")
+    settings = {"labels": ["expression"], "image_size": 8, "batch_size": 20, "threads": 1}
+    parts = [
+        pipeline.eval_batches(joined, process_index=at, process_count=processes, **settings)
+        for at in range(processes)
+    ]
+    rows = [batch["index"][batch["valid"]] for part in parts for batch in part]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(24))
+    assert len({len(part) for part in parts}) == 1
+
+
 @pytest.mark.parametrize(
     "weights, count, parts",
     [((1, 1), 10, [5, 5]), ((1, 2, 1), 10, [3, 5, 2]), ((0.98, 0.01, 0.01), 10, [8, 1, 1]),
