@@ -220,6 +220,9 @@ def test_celeba_of_a_zip_beside_its_lists(tmp_path):
 
 def test_celeba_refuses(tmp_path):
     source = celeba_tree(tmp_path / "source")
+    edit(source / "list_attr_celeba.txt", "Male", "Mail")
+    assert "does not name its attributes, Male among them" in refusal("celeba", source)
+    edit(source / "list_attr_celeba.txt", "Mail", "Male")
     edit(source / "list_attr_celeba.txt", "000002.jpg  1 -1", "000002.jpg  0 -1")
     assert "Unknown Bangs in list_attr_celeba.txt, line 4: '0'" in refusal("celeba", source)
     edit(source / "list_attr_celeba.txt", "000002.jpg  0 -1", "000002.jpg -1")

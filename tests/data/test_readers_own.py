@@ -300,8 +300,15 @@ def test_parquet_files_of_splits(tmp_path):
         parquet(tmp_path / "hub" / "data" / f"train-0000{number}-of-00002.parquet", 20 * number)
     images = parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet", 60)
     found = read("table", tmp_path / "hub", tmp_path / "data")
-    assert {split: len(part) for split, part in found.items()} == {"test": 20, "train": 40}
+    # Of splits that are there, validation alone is not: a part of train, two of each class.
+    assert {split: len(part) for split, part in found.items()} == {
+        "test": 20, "train": 34, "validation": 6,
+    }  # fmt: skip
     assert [record["image"] for record in found["test"]] == images
+    alone = tmp_path / "alone"
+    (tmp_path / "hub" / "data" / "test-00000-of-00001.parquet").rename(tmp_path / "gone.parquet")
+    found = read("table", tmp_path / "hub", alone, test=0.0, validation=0.0)
+    assert set(found) == {"train"}
 
 
 def test_tables_with_something_wrong(tmp_path):

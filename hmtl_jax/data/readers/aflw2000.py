@@ -51,7 +51,8 @@ class Aflw2000:
                 f"found there: {', '.join(tree.list('')[:8]) or 'nothing'}."
             )
         margins = pose_mats.Margins(2, K, K, lambda name: 0.0)
-        paths = track(_pictures(tree, folder), "labels")
+        tree.root = f"{folder}/" if folder else ""
+        paths = track(_pictures(tree, ""), "labels")
         rows = list(pose_mats.rows(tree, paths, self.points, margins, self.image_size, left_out))
         return Survey({"test": rows}, pose_mats.LABELS, left_out)
 

@@ -73,7 +73,11 @@ class CelebA:
             raise errors.UserError(f"--people needs {identity}, which {tree.source} lacks.")
         chosen = self._chosen(parts, people)
         lines, cutter = _table(tree, attributes), detect.cutter("", self.image_size)
-        _, names = next(lines)
+        _, names = next(lines, ("", []))
+        if "Male" not in names:
+            raise errors.UserError(
+                f"{attributes} does not name its attributes, Male among them; fetch it again."
+            )
         label = {
             "attributes": Label("int", tuple(names), (len(names),)),
             "gender": Label("class", ("male", "female")),

@@ -20,8 +20,7 @@ class Folder:
     """Your own pictures, a folder for each class: SOURCE/CLASS/… or SOURCE/train/CLASS/….
 
     Labels: one of kind class, whose names are those of the folders, sorted. Pictures may lie deeper
-    in a class's folder. Splits that are not there are drawn: of folders train and test alone,
-    validation is a part of train.
+    in a class's folder. Validation and test are drawn from train where they are not there.
     """
 
     name: ClassVar[str] = "folder"
@@ -37,8 +36,10 @@ class Folder:
         "", "weights of YuNet (data/detect.py): the largest face alone is stored"
     )
     align: bool = option(False, "turn each face upright by the detector's points, to image_size")
-    validation: float = option(0.1, "share of each class that is validation, if none is there")
-    test: float = option(0.1, "share of each class that is test, if the source has no splits")
+    validation: float = option(
+        0.1, "share of each class of train that is validation, if none is there"
+    )
+    test: float = option(0.1, "share of each class of train that is test, if none is there")
     seed: int = option(0, "another seed draws other splits")
 
     @property
@@ -76,23 +77,13 @@ class Folder:
                 rows[split].extend(track(walk, f"{place}{name}"))
         print("In a recipe, such as configs/own.py, this is a task:")
         own.suggest(labels, ())
-        return Survey(self._split(dict(rows), bool(splits), labels), labels, left_out)
+        shares, names = {"test": self.test, "validation": self.validation}, {self.label: classes}
+        return Survey(own.completed(rows, shares, self.seed, names), labels, left_out)
 
     def check(self, survey: Survey) -> list[str]:
         """As in `Reader`: nothing is published of it."""
         del survey
         return []
-
-    def _split(self, rows: dict[str, list[Row]], given: bool, labels) -> dict[str, list[Row]]:
-        classes = {self.label: labels[self.label].names}
-        if not given:
-            shares = {"test": self.test, "validation": self.validation}
-        elif "validation" not in rows:
-            shares = {"test": 0.0, "validation": self.validation}
-        else:
-            return {split: part for split, part in rows.items() if part}
-        drawn = own.split_up(rows.pop("train"), shares, self.seed, classes)
-        return drawn | {split: part for split, part in rows.items() if part}
 
     def _rows(
         self, tree: Tree, folder: str, place: int, index: int, cutter, left_out

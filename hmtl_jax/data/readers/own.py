@@ -41,6 +41,19 @@ def stored(tree: Tree, path: str, cutter: detect.Cutter) -> bytes:
     return cutter.stored(tree.read(path))
 
 
+def completed(
+    splits: Mapping[str, Sequence[Row]],
+    shares: Mapping[str, float],
+    seed: int,
+    classes: Mapping[str, Sequence[str]],
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, list[Row]]:
+    """The splits that are there, and of train by `split_up` those of `shares` that are not."""
+    missing = {name: 0.0 if splits.get(name) else share for name, share in shares.items()}
+    drawn = split_up(splits["train"], missing, seed, classes, groups)
+    return drawn | {name: list(rows) for name, rows in splits.items() if rows and name != "train"}
+
+
 def split_up(
     rows: Sequence[Row],
     shares: Mapping[str, float],

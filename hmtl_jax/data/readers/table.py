@@ -76,8 +76,8 @@ class Table:
         "", "weights of YuNet (data/detect.py): the largest face alone is stored"
     )
     align: bool = option(False, "turn each face upright by the detector's points, to image_size")
-    validation: float = option(0.1, "share that is validation, if the table doesn't say")
-    test: float = option(0.1, "share that is test, if the table doesn't say")
+    validation: float = option(0.1, "share of train that is validation, if none is there")
+    test: float = option(0.1, "share of train that is test, if none is there")
     seed: int = option(0, "another seed draws other splits")
 
     @property
@@ -150,6 +150,7 @@ class Table:
         return found
 
     def _split(self, sheet, rows: list[Row], split: str, labels) -> dict[str, Rows]:
+        found: dict[str, list[Row]] = {"train": rows}
         said = sheet.splits or (sheet.text(split) if split else None)
         if said is not None:
             named = own.named_splits(sorted(set(said)))
@@ -159,10 +160,9 @@ class Table:
                     "must be train, validation and test, train among them; or pass --split with "
                     "another column."
                 )
-            found: dict[str, list[Row]] = collections.defaultdict(list)
+            found = collections.defaultdict(list)
             for name, row in zip(said, rows, strict=True):
                 found[named[name]].append(row)
-            return dict(found)
         groups = None
         if self.group:
             of = sheet.text(self.group)
@@ -170,7 +170,7 @@ class Table:
         shares = {"test": self.test, "validation": self.validation}
         first = [name for name, label in labels.items() if label.kind == "class"][:1]
         classes = {name: labels[name].names for name in first}
-        return dict(own.split_up(rows, shares, self.seed, classes, groups))
+        return dict(own.completed(found, shares, self.seed, classes, groups))
 
 
 class _Sheet:
