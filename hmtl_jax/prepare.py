@@ -26,7 +26,7 @@ from typing import Any
 
 import tqdm
 
-from hmtl_jax import errors, files
+from hmtl_jax import __version__, errors, files
 from hmtl_jax.data import card, decode, records
 from hmtl_jax.data.detect import NoFace
 from hmtl_jax.data.labels import Label
@@ -144,6 +144,7 @@ def _about(reader: Reader, source: pathlib.Path | None) -> dict[str, Any]:
     """What the set says of itself before it is read; `_Pass` and `records.write` add to it."""
     return {
         "reader": reader.name,
+        "hmtl_jax": __version__,
         "options": json.loads(json.dumps(dataclasses.asdict(reader))),
         "source": _fingerprint(source) if reader.needs_source and source else {"name": "rendered"},
         "label_rule": reader.label_rule,

@@ -93,7 +93,8 @@ def _card(folder: pathlib.Path, metadata: Mapping[str, Any], labels: Mapping[str
     origin = source["name"] + (
         f", {source['bytes']:,} bytes, listing {source['listing']}" if "bytes" in source else ""
     )
-    text += [f"Reader: {metadata['reader']}. Source: {origin}.", ""]
+    made = f"{metadata['reader']} of hmtl_jax {metadata['hmtl_jax']}"
+    text += [f"Reader: {made}. Source: {origin}.", ""]
     text += [f"Options: `{json.dumps(metadata['options'])}`", ""]
     text += [f"Labels: {metadata['label_rule']}", ""]
     text += [f"Digest of all examples: {metadata['digest']}", ""]

@@ -294,6 +294,17 @@ def test_mtfl_refuses(tmp_path):
     assert "Unknown gender in training.txt, line 1: '3'" in refusal("mtfl", source)
 
 
+@pytest.mark.parametrize("name", ["rafdb", "utkface", "celeba"])
+def test_large_pictures_shrink_and_small_ones_keep_their_bytes(tmp_path, name):
+    tree = {"rafdb": raf_tree, "utkface": utk_tree, "celeba": celeba_tree}[name]
+    source = tree(tmp_path / "UTKFace")
+    for size, side in ((12, 12), (24, 24)):
+        found = read(name, source, tmp_path / f"data{size}", image_size=size)
+        image = found["test"][0]["image"]
+        assert decode.decode(image).shape == (side, side, 3)
+    assert image in [path.read_bytes() for path in source.rglob("*.jpg")]
+
+
 def test_published_counts_are_asked_for(tmp_path):
     """Without --allow_partial a part of a set is refused, with what it lacks."""
     trees = {

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from hmtl_jax import errors
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
+from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.held_out import check_share, held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
@@ -59,6 +61,7 @@ class FairFace:
     )
 
     validation: float = option(0.1, "share of train held out, of each race and gender")
+    image_size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all")
     seed: int = option(0, "another seed holds out other images")
 
     @property
@@ -76,7 +79,8 @@ class FairFace:
         check_share(self.validation)
         tree, left_out = Tree(source), collections.Counter()
         tree.enter(tuple(LISTS.values()))
-        splits = {split: list(_rows(tree, path, left_out)) for split, path in LISTS.items()}
+        cutter = detect.cutter("", self.image_size)
+        splits = {split: list(_rows(tree, path, cutter, left_out)) for split, path in LISTS.items()}
         splits["train"], splits["validation"] = held_out(
             splits["train"], self.validation, self.seed, ("race", "gender")
         )
@@ -93,7 +97,9 @@ class FairFace:
         ]
 
 
-def _rows(tree: Tree, path: str, left_out: collections.Counter) -> Iterator[Row]:
+def _rows(
+    tree: Tree, path: str, cutter: detect.Cutter, left_out: collections.Counter
+) -> Iterator[Row]:
     seen = set()
     # The lists may lie beside the unpacked folder of the images.
     places = ["", *(f"{name}/" for name in tree.list(""))]
@@ -108,7 +114,7 @@ def _rows(tree: Tree, path: str, left_out: collections.Counter) -> Iterator[Row]
             left_out["rows of a name seen before"] += 1
             continue
         seen.add(file)
-        image = functools.partial(tree.read, found or file)
+        image = functools.partial(own.stored, tree, found or file, cutter)
         yield Row(file.rpartition(".")[0], _labels(cells, where), image, where)
 
 

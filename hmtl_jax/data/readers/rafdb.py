@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from hmtl_jax import errors
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
+from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.held_out import check_share, held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
@@ -48,6 +50,7 @@ class RafDb:
     )
 
     validation: float = option(0.1, "share of each class of train held out as validation")
+    image_size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all")
     seed: int = option(0, "another seed holds out other images")
 
     @property
@@ -64,8 +67,9 @@ class RafDb:
         tree, left_out = Tree(source), collections.Counter()
         tree.enter((LIST, f"{IMAGES}/"))
         groups = GROUPS if tree.list(ATTRIBUTES) else {}
+        cutter = detect.cutter("", self.image_size)
         splits: dict[str, list[Row]] = {"train": [], "test": []}
-        for split, row in track(_rows(tree, groups, left_out), f"{LIST} labels"):
+        for split, row in track(_rows(tree, groups, cutter, left_out), f"{LIST} labels"):
             splits[split].append(row)
         splits["train"], splits["validation"] = held_out(
             splits["train"], self.validation, self.seed, ("expression",)
@@ -88,7 +92,7 @@ class RafDb:
         return wrong
 
 
-def _rows(tree: Tree, groups, left_out) -> Iterator[tuple[str, Row]]:
+def _rows(tree: Tree, groups, cutter, left_out) -> Iterator[tuple[str, Row]]:
     seen = set()
     lines = csv.reader(tree.lines(LIST), delimiter=" ", skipinitialspace=True)
     for line, cells in enumerate(lines, start=1):
@@ -108,7 +112,7 @@ def _rows(tree: Tree, groups, left_out) -> Iterator[tuple[str, Row]]:
         numbers = {str(index + 1): index for index in range(len(EXPRESSIONS))}
         labels = {"expression": errors.lookup(numbers, cells[1], f"expression in {where}:")}
         path = f"{IMAGES}/{key}_aligned.jpg"
-        image = functools.partial(tree.read, tree.find(path) or path)
+        image = functools.partial(own.stored, tree, tree.find(path) or path, cutter)
         yield split, Row(key, labels | _groups(tree, key, groups), image, where)
 
 

@@ -11,7 +11,9 @@ import re
 from typing import Any, ClassVar
 
 from hmtl_jax import errors
+from hmtl_jax.data import detect
 from hmtl_jax.data.labels import Label
+from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.held_out import check_share, held_out
 from hmtl_jax.data.readers.reader import Row, Survey, Track, option
 from hmtl_jax.data.readers.tree import Tree
@@ -43,6 +45,7 @@ class UtkFace:
 
     test: float = option(0.2, "share of each gender and race that is the test set")
     validation: float = option(0.1, "share of each gender and race of the rest: validation")
+    image_size: int = option(0, "longest side of a stored image; larger ones shrink, 0 keeps all")
     seed: int = option(0, "another seed draws other sets; papers should say which, if not 0")
 
     @property
@@ -65,13 +68,15 @@ class UtkFace:
                 f"{source} should hold faces named as 24_0_1_20170116220224657{SUFFIX}, in itself "
                 f"or in a folder UTKFace; found there: {', '.join(tree.list('')[:8]) or 'nothing'}."
             )
+        cutter = detect.cutter("", self.image_size)
         for name in track(tree.list(folder), "labels"):
             path = f"{folder}/{name}" if folder else name
             labels = _labels(name)
             if labels is None:
                 left_out["files that are not named as faces"] += 1
             else:
-                rows.append(Row(name, labels, functools.partial(tree.read, path), path))
+                image = functools.partial(own.stored, tree, path, cutter)
+                rows.append(Row(name, labels, image, path))
         rest, test = held_out(rows, self.test, self.seed, ("gender", "race"))
         # Another hash than that of test: else its order in each class would go on here.
         train, validation = held_out(rest, self.validation, self.seed + 1, ("gender", "race"))
