@@ -63,6 +63,10 @@ class Cutter:
         face = self.detector(image_hwc)
         if face is None:
             raise NoFace("no face was found")
+        return self.cut(image_hwc, face)
+
+    def cut(self, image_hwc: np.ndarray, face: Face) -> np.ndarray:
+        """One face of a picture, as it is stored."""
         if self.upright:
             return faces.align(image_hwc, face.points, self.image_size)
         return faces.shrink(faces.cut(image_hwc, *faces.square(*face.box, SCALE)), self.image_size)
@@ -82,7 +86,7 @@ def cutter(weights: str, image_size: int, upright: bool = False) -> Cutter:
 
 
 class YuNet:
-    """`detector(image) -> Face`, the largest one, or None.
+    """`detector(image) -> Face`, the largest one, or None; `detector.all(image)`: every face.
 
     image: uint8 [H, W, 3], RGB. Safe to call from many threads: each has its own network.
     """
@@ -99,6 +103,10 @@ class YuNet:
         self._network()
 
     def __call__(self, image_hwc: np.ndarray) -> Face | None:
+        return next(iter(self.all(image_hwc)), None)
+
+    def all(self, image_hwc: np.ndarray) -> list[Face]:
+        """The faces of a picture, the largest first."""
         height, width = image_hwc.shape[:2]
         scale = min(1.0, LONGEST / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -106,12 +114,13 @@ class YuNet:
         network = self._network()
         network.setInputSize(size)
         _, found = network.detect(np.ascontiguousarray(searched[..., ::-1]))
-        if found is None or not len(found):
-            return None
-        largest = max(found, key=lambda face: face[2] * face[3])[:14].astype(float) / scale
-        left, top, width, height = (float(value) for value in largest[:4])
+        faces_n14 = np.zeros((0, 14)) if found is None else found[:, :14].astype(float) / scale
+        faces_n14 = faces_n14[np.argsort(-faces_n14[:, 2] * faces_n14[:, 3], kind="stable")]
         # The person's right eye comes first, which is on the left of the picture.
-        return Face((left, top, left + width, top + height), largest[4:].reshape(5, 2))
+        return [
+            Face((left, top, left + width, top + height), np.array(points).reshape(5, 2))
+            for left, top, width, height, *points in faces_n14.tolist()
+        ]
 
     def _network(self):
         if not hasattr(self._local, "network"):

@@ -7,6 +7,7 @@ A task is a frozen dataclass with
 - `flip(target, flipped)`: what mirroring the image does to the label,
 - `mixes`: whether λ·a + (1 − λ)·b of two targets means anything (mixup, CutMix),
 - `loss(outputs, target, mask) -> [B]`; the mask is for losses that couple the rows of a batch,
+- `outputs`, the names of the numbers that a prediction is made of, () where it is a single one,
 - `predict(outputs) -> [B, …]`, and on the host `metrics(predictions, labels) -> dict`, in which
   floats are measures, ints counts, None what nothing defines, and dicts and lists tables.
 

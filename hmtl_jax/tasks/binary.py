@@ -31,6 +31,7 @@ class Binary:
     distribution: ClassVar = False
     couples_rows: ClassVar = False
     num_outputs: ClassVar = 1
+    outputs: ClassVar = ()  # a prediction is one number
     metric_names: ClassVar = ranking.NAMES
     FILLED: ClassVar = ()
     SETTINGS: ClassVar = {}

@@ -85,6 +85,11 @@ class Classification:
         return len(self.classes)
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The classes, of whose probabilities a prediction is made."""
+        return self.classes
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The batch's keys that training and evaluation read."""
         return (self.label, f"{self.label}_soft") if self.soft else (self.label,)

@@ -46,6 +46,7 @@ class Pose:
     distribution: ClassVar = False
     couples_rows: ClassVar = False
     metric_names: ClassVar = pose.NAMES
+    outputs: ClassVar = pose.ANGLES
     FILLED: ClassVar = ("names",)
     SETTINGS: ClassVar = {}
     LIMITS: ClassVar = {

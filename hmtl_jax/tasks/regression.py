@@ -70,6 +70,11 @@ class Regression:
         return self.names or self.labels
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the numbers that a prediction is made of."""
+        return self.columns
+
+    @property
     def num_outputs(self) -> int:
         return len(self.columns)
 
