@@ -1,4 +1,4 @@
-"""A run asked about pictures: the very answers of its evaluation, and a row for all that is asked."""
+"""A run asked about pictures: the answers of its evaluation, and a row for all that is asked."""
 
 import csv
 import json
