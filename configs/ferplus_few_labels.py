@@ -12,19 +12,29 @@ Expected: not measured yet; `python -m experiments.tables ferplus_5_cpu` does, a
 
 `supervised` sees the faces with labels alone, for as many steps of as many faces. `pretrain` solves
 the puzzle alone; `finetune` then starts from its workdir, with `--config.init_from`. Another share:
-`--config.data.labelled=0.2`, in a supervised form `--config.data.subset=0.2`.
+`--config.data.labelled=0.2`, in a supervised form `--config.data.subset=0.2`. In the puzzle's place:
+
+    --config=configs/ferplus_few_labels.py:cpu,masksub    # sure answers hold for a masked view too
+    --config=configs/ferplus_few_labels.py:cpu,inpaint
+    --config=configs/ferplus_few_labels.py:cpu,drloc
 """
 
 from configs import ferplus_supervised
 from hmtl_jax import recipe
 
 LABELLED = 0.05
+PRETEXTS = {
+    "puzzle": {"tiles": 2},
+    "masksub": {"threshold": 0.8},
+    "inpaint": {},
+    "drloc": {"pairs": 32, "dim": 128},
+}
 
 
 def get_config(arg: str = ""):
-    """arg: `cpu`, and one of `supervised`, `pretrain` and `finetune`, with a comma."""
-    cpu, supervised, pretrain, finetune = recipe.arguments(
-        arg, "cpu", "supervised", "pretrain", "finetune"
+    """arg: `cpu`, one of `supervised`, `pretrain`, `finetune`, and one of PRETEXTS, with commas."""
+    cpu, supervised, pretrain, finetune, *chosen = recipe.arguments(
+        arg, "cpu", "supervised", "pretrain", "finetune", *PRETEXTS
     )
     config = ferplus_supervised.get_config("cpu" if cpu else "")
     config.batch_size = 64
@@ -38,11 +48,13 @@ def get_config(arg: str = ""):
     if supervised or finetune:
         config.data.subset = LABELLED
         return config
-    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+    name = next((name for name, is_it in zip(PRETEXTS, chosen, strict=True) if is_it), "puzzle")
+    config.pretexts[name] = recipe.pretext_task(name, **PRETEXTS[name])
     if pretrain:
         recipe.pretrain_only(config)
         return config
-    config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the task's
+    if name != "masksub":  # whose target is the task's own
+        config.pretexts[name].weight_schedule = "linear"  # to 0: the last steps are the task's
     config.data.labelled = LABELLED
     config.data.unlabelled_share = 0.25
     return config

@@ -86,6 +86,20 @@ def few_labels(form: str, share: float, steps: int) -> dict:
     }
 
 
+def few_pretexts(form: str, share: float, steps: int) -> dict:
+    """FER+ with a share of the labels: alone, and with each pretext of all faces."""
+    size = (f"--config.steps={steps}", f"--config.eval_every={steps // 6}")
+    found = {
+        "supervised": one(
+            f"ferplus_few_labels:{form},supervised", *size, f"--config.data.subset={share}"
+        )
+    }
+    for name in ("puzzle", "inpaint", "masksub", "drloc"):
+        recipe = f"ferplus_few_labels:{form},{name}"
+        found[name] = one(recipe, *size, f"--config.data.labelled={share}")
+    return found
+
+
 # Of every task on rendered faces, what is compared.
 SYNTHETIC = {"pose": "mae", "attributes": "accuracy", "affect": "ccc", "deepfake": "auc"}
 # Targets of the masked auto-encoder, each in the forms that it has.
@@ -126,6 +140,20 @@ TABLES = {
         "FER+, 20 % of the labels, small CNN, 3,600 steps of 64",
         "expression/accuracy",
         few_labels("cpu", 0.2, 3600),
+    ),
+    "ferplus_20_pretexts_cpu": Table(
+        "FER+, 20 % of the labels, small CNN, 3,600 steps of 64: another pretext each",
+        "expression/accuracy",
+        few_pretexts("cpu", 0.2, 3600),
+        seeds=1,
+    ),
+    "fairface_10_cpu": Table(
+        "FairFace, 10 % of the labels, small CNN at 64 px, 1,500 steps of 64: gender",
+        "gender/accuracy",
+        {
+            "supervised": one("fairface_few_labels:cpu,supervised"),
+            "puzzle": one("fairface_few_labels:cpu"),
+        },
     ),
     "ferplus_5": Table(
         "FER+, 5 % of the labels, ResNet-18 for small pictures on one GPU, 6,000 steps of 64",

@@ -1,0 +1,58 @@
+r"""FairFace as if one face in ten had labels: gender, age group and race, a puzzle of all faces.
+
+Paper: HMTL, arXiv 2105.06421; the data set is Karkkainen 2021. Encoder, size and budget are ours.
+
+    python -m hmtl_jax.prepare fairface --source fairface96.zip --data_dir data
+    python -m hmtl_jax.main --config=configs/fairface_few_labels.py:cpu --workdir=runs/few
+    python -m hmtl_jax.main --config=configs/fairface_few_labels.py:cpu,supervised \
+        --workdir=runs/few_supervised
+
+Expected: not measured yet; `python -m experiments.tables fairface_10_cpu` does. Who is served
+worst: `python -m hmtl_jax.fairness runs/few --by race,gender`.
+
+`supervised` sees the faces with labels alone, for as many steps of as many faces.
+"""
+
+from hmtl_jax import recipe
+
+LABELLED = 0.1
+
+
+def get_config(arg: str = ""):
+    """arg: `cpu`, `supervised`, or both with a comma."""
+    cpu, supervised = recipe.arguments(arg, "cpu", "supervised")
+    config = recipe.defaults()
+    config.batch_size = 64
+    config.steps = 1500 if cpu else 6000
+    config.eval_every = config.steps // 6
+    config.log_every = 50
+
+    config.data.name = "fairface"
+    config.data.image_size = 64 if cpu else 96
+    config.data.stratify = "race"
+    config.augment.flip = 0.5
+    config.augment.rotation = 15.0
+    config.augment.zoom = 0.2
+    config.augment.shift = 0.1
+    config.augment.color_jitter = (0.25, 0.25, 0.25, 0.0)
+
+    config.model.encoder = "cnn24" if cpu else "resnet18-small"
+    if cpu:
+        config.model.dtype = "float32"
+    config.model.head_dropout = 0.2
+    for label in ("gender", "age_group", "race"):
+        config.tasks[label] = recipe.task("classification", label=label, label_smoothing=0.1)
+    config.optim.lr = 3e-3
+    config.optim.warmup_steps = 190
+    config.optim.weight_decay = 0.05
+    config.optim.clip = 1.0
+    config.optim.ema = 0.995
+    config.checkpoint.best = "gender/accuracy"
+    if supervised:
+        config.data.subset = LABELLED
+        return config
+    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+    config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the tasks'
+    config.data.labelled = LABELLED
+    config.data.unlabelled_share = 0.25
+    return config
