@@ -12,7 +12,7 @@ Expected: not measured yet; `python -m experiments.tables ferplus_5_cpu` does, a
 
 `supervised` sees the faces with labels alone, for as many steps of as many faces. `pretrain` solves
 the puzzle alone; `finetune` then starts from its workdir, with `--config.init_from`. Another share:
-`--config.data.labelled=0.2`, in a supervised form `--config.data.subset=0.2`. In the puzzle's place:
+`--config.data.labelled=0.2`, in a supervised form `--config.data.subset=0.2`. In place of puzzles:
 
     --config=configs/ferplus_few_labels.py:cpu,masksub    # sure answers hold for a masked view too
     --config=configs/ferplus_few_labels.py:cpu,inpaint
