@@ -32,6 +32,8 @@ class Ordinal:
     couples_rows: ClassVar = False
     num_outputs: ClassVar = 1
     metric_names: ClassVar = ("off_by",)
+    outputs: ClassVar = ()
+    answer: ClassVar = "a number, [b]"
     FILLED: ClassVar = ("weights",)
     SETTINGS: ClassVar = {}
     LIMITS: ClassVar = {"sharpness": limits.above(0)}

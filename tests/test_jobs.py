@@ -1,6 +1,8 @@
 """The jobs beside training: a probe of frozen features, and the encoder as a file for others."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from configs import linear_probe
-from hmtl_jax import build, initial, probe, recipe, sharding, state, train, trained
+from hmtl_jax import build, infer, initial, probe, recipe, sharding, state, train, trained
 from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
 from tests import runs
@@ -121,6 +123,37 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
 
     # The tolerance is 0: both hold the very bits of the moving average.
     jax.tree.map(np.testing.assert_array_equal, started(file), started(finished))
+
+
+def test_an_exported_model_answers_without_this_code(finished, tiny_data, tmp_path):
+    """In another process that has JAX alone, for batches of two sizes."""
+    runs.run(runs.config(tiny_data, steps=8, epochs=0.0, job="export"), finished)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    code = """
+import sys
+import jax, numpy as np
+from jax import export
+model = export.deserialize(open(sys.argv[1], "rb").read())
+images = np.load(sys.argv[2] + "/images.npy")
+whole = model.call(images)["expression"]
+np.save(sys.argv[2] + "/whole.npy", whole)
+np.save(sys.argv[2] + "/two.npy", model.call(images[:2])["expression"])
+assert "hmtl_jax" not in sys.modules and "flax" not in sys.modules
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(finished / "model.stablehlo"), str(tmp_path)],
+        cwd=tmp_path, check=True, timeout=120,
+    )  # fmt: skip
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        run = trained.load(finished, mesh)
+        wanted = infer.eval_step(run.program, run.variables, {"image": images})["predictions"]
+    np.testing.assert_allclose(np.load(tmp_path / "whole.npy"), wanted["expression"], atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "two.npy"), wanted["expression"][:2], atol=1e-5)
+    about = json.loads((finished / "model.json").read_text())
+    assert about["input"]["shape"] == ["b", 32, 32, 3]
+    assert about["outputs"]["expression"]["names"] == list(run.program.tasks["expression"].classes)
 
 
 def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):

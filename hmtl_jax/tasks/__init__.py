@@ -8,6 +8,7 @@ A task is a frozen dataclass with
 - `mixes`: whether λ·a + (1 − λ)·b of two targets means anything (mixup, CutMix),
 - `loss(outputs, target, mask) -> [B]`; the mask is for losses that couple the rows of a batch,
 - `outputs`, the names of the numbers that a prediction is made of, () where it is a single one,
+  and `answer`, what these are, in words,
 - `predict(outputs) -> [B, …]`, and on the host `metrics(predictions, labels) -> dict`, in which
   floats are measures, ints counts, None what nothing defines, and dicts and lists tables.
 

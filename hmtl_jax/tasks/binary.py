@@ -33,6 +33,7 @@ class Binary:
     num_outputs: ClassVar = 1
     outputs: ClassVar = ()  # a prediction is one number
     metric_names: ClassVar = ranking.NAMES
+    answer: ClassVar = "probability of yes, [b]"
     FILLED: ClassVar = ()
     SETTINGS: ClassVar = {}
     LIMITS: ClassVar = {

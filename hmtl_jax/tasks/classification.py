@@ -44,6 +44,7 @@ class Classification:
     distribution: ClassVar = True
     couples_rows: ClassVar = False
     metric_names: ClassVar = classification.NAMES
+    answer: ClassVar = "probability of each class, [b, classes]"
     FILLED: ClassVar = ("classes", "priors")
     SETTINGS: ClassVar = {"class_weights": "none"}  # or "balanced", "effective", numbers
     LIMITS: ClassVar = {

@@ -37,6 +37,7 @@ class Multilabel:
     distribution: ClassVar = False
     couples_rows: ClassVar = False
     metric_names: ClassVar = multilabel.MEANS
+    answer: ClassVar = "probability of each attribute, [b, attributes]"
     FILLED: ClassVar = ("names",)
     SETTINGS: ClassVar = {"positive_weights": "none"}  # or "balanced", or one number an attribute
     LIMITS: ClassVar = {

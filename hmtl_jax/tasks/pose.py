@@ -46,6 +46,7 @@ class Pose:
     distribution: ClassVar = False
     couples_rows: ClassVar = False
     metric_names: ClassVar = pose.NAMES
+    answer: ClassVar = "yaw, pitch and roll in degrees, [b, 3]"
     outputs: ClassVar = pose.ANGLES
     FILLED: ClassVar = ("names",)
     SETTINGS: ClassVar = {}

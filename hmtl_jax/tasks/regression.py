@@ -40,6 +40,7 @@ class Regression:
     mixes: ClassVar = True
     bears_warps: ClassVar = True
     metric_names: ClassVar = regression.NAMES
+    answer: ClassVar = "numbers in the labels' own unit, [b, numbers]"
     distribution: ClassVar = False
     FILLED: ClassVar = ("names",)
     SETTINGS: ClassVar = {}
