@@ -276,6 +276,7 @@ def program(config: ConfigDict, made_tasks: Mapping) -> Program:
         networks=make_networks(config, made_pretexts),
         input=config.model.input,
         seed=config.seed,
+        mirror=config.eval_flip,
     )
 
 

@@ -1,5 +1,6 @@
 """A split through measure_step to predictions on the host to metrics; each example counts once."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,7 +26,9 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         found = trained.load(folder, mesh)
-        report(found, config, mesh, measure_step(found.program, mesh))
+        program = dataclasses.replace(found.program, mirror=config.eval_flip)
+        found = dataclasses.replace(found, program=program)
+        report(found, config, mesh, measure_step(program, mesh))
 
 
 def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: Any) -> None:
@@ -42,12 +45,18 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: A
         source = sources.open_split(config.data.data_dir, config.data.name, split)
         found = of_split(measure_step, run.program, run.variables, source, config)
         other = "" if own else f"{identity['name']}-{identity['digest'][:8]}-"
-        file = f"eval/{other}{split}-{run.step}.json"
-        write(run.run / file, about(run.config, run.step, split, identity) | found)
+        mirrored = "-mirrored" if run.program.mirror else ""
+        file = f"eval/{other}{split}-{run.step}{mirrored}.json"
+        said = about(run.config, run.step, split, identity) | {"mirrored": run.program.mirror}
+        write(run.run / file, said | found)
         left.append(file)
-    if own:  # pictures have one place, and it is that of the run's own data
+    if (
+        own and not run.program.mirror
+    ):  # pictures have one place, and it is that of the run's own data
         left += pictures.draw(run, config, mesh, found)
     said = f"{split}: {headlines(scalars(found))}" if found else "trained"
+    if run.program.mirror:
+        said = f"with mirrored pictures, {said}"
     if not own:
         said = f"on other data, {workdir.described(identity)}, {said}"
     cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
@@ -62,6 +71,7 @@ def about(config: ConfigDict, step: int, split: str, identity: Mapping[str, Any]
         "split": split,
         "data": {key: identity[key] for key in ("name", "version", "digest")},
         "weights": weights_of(config),
+        "mirrored": config.eval_flip,
     }
 
 

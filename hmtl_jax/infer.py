@@ -25,11 +25,24 @@ def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> di
     return program.model.apply(variables, views, train=False, decode=False)["clean"]
 
 
+def predictions_of(program: Program, variables: Mapping, images: jax.Array) -> dict:
+    """Every task's prediction for unaugmented images, in the form that it is measured in."""
+    outputs = clean_outputs(program, variables, images)
+    return {name: task.predict(outputs[name]) for name, task in program.tasks.items()}
+
+
 def eval_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
-    """Predictions of every task on the clean view, with the labels and the mask beside them."""
+    """Predictions of every task on the clean view, with the labels and the mask beside them.
+
+    With `program.mirror` the mean of those for the picture and for its mirror image.
+    """
     images = augment.to_float(batch["image"], program.image_size)
-    outputs = clean_outputs(program, variables, images) if program.tasks else {}
-    predictions = {name: task.predict(outputs[name]) for name, task in program.tasks.items()}
+    predictions = predictions_of(program, variables, images) if program.tasks else {}
+    if program.tasks and program.mirror:
+        mirrored = predictions_of(program, variables, images[:, :, ::-1])
+        for name, task in program.tasks.items():
+            back = getattr(task, "mirrored", lambda predicted: predicted)(mirrored[name])
+            predictions[name] = (predictions[name] + back) / 2
     labels = {name: value for name, value in batch.items() if name != "image"}
     return {"predictions": predictions, "labels": labels}
 

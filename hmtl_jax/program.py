@@ -18,7 +18,8 @@ class Program:
 
     model: a Linen module that maps named views to outputs. image_size: side of what it reads.
     networks: by pretext, the imported encoder whose features it compares. input: what the clean
-    view shows: `rgb` or a texture.
+    view shows: `rgb` or a texture. mirror: whether predictions are means over a picture and its
+    mirror image.
     """
 
     model: Any
@@ -28,6 +29,7 @@ class Program:
     networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     input: str = "rgb"
     seed: int = 0
+    mirror: bool = False
 
     @property
     def needs_clean(self) -> bool:

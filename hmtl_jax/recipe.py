@@ -23,6 +23,7 @@ def defaults() -> ConfigDict:
     config.steps = 0  # in place of epochs where not 0
     config.log_every = 50  # steps
     config.eval_every = 0  # steps; 0: once an epoch
+    config.eval_flip = False  # mean of the answers for a picture and its mirror image
     config.eval_batch_size = 0  # 0: as batch_size
     config.nonfinite = "stop"  # or "skip": leave the state as it was for that step
     config.profile_steps = (0, 0)  # first and last of a trace in WORKDIR/profile; none at 0

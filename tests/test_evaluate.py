@@ -1,12 +1,13 @@
 """Each example of a split counts once, in the split's order, whatever the batches were."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from hmtl_jax import evaluate, sharding
+from hmtl_jax import evaluate, infer, program, sharding
 from hmtl_jax.tasks.classification import Classification
 
 
@@ -67,3 +68,40 @@ def test_a_report_is_written_whole(tmp_path):
     with pytest.raises(TypeError):
         evaluate.write(path, {"step": object()})
     assert json.loads(path.read_text())["step"] == 40
+
+
+def test_answers_of_a_picture_and_its_mirror_image_are_averaged():
+    """A task whose answer a mirror changes is told what it says of the picture itself."""
+
+    class Sided:
+        """Where the light is: -1 left, 1 right; a mirror changes the side."""
+
+        def predict(self, outputs):
+            return outputs
+
+        def mirrored(self, predicted):
+            return -predicted
+
+    class Light:
+        """How light it is, whatever the side."""
+
+        def predict(self, outputs):
+            return outputs
+
+    class Model:
+        fuse = ""
+
+        def apply(self, variables, views, train, decode):
+            (images,) = (view.images for view in views.values())
+            left, right = images[:, :, :4].mean((1, 2, 3)), images[:, :, 4:].mean((1, 2, 3))
+            return {"clean": {"side": right - left, "light": (left + 3 * right) / 4}}
+
+    tasks = {"side": Sided(), "light": Light()}
+    plain = program.Program(Model(), tasks, {}, 8)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[0, :, 4:] = 255
+    found = infer.eval_step(plain, {}, {"image": images})["predictions"]
+    both = infer.eval_step(dataclasses.replace(plain, mirror=True), {}, {"image": images})
+    both = both["predictions"]
+    np.testing.assert_allclose(found["side"], both["side"], atol=1e-6)
+    assert found["light"][0] == pytest.approx(0.75) and both["light"][0] == pytest.approx(0.5)

@@ -242,6 +242,20 @@ def test_other_data_are_evaluated_under_their_own_name(
         runs.run(runs.config(other), again)
 
 
+def test_mirrored_answers_stand_beside_the_plain_ones(finished, tiny_data, compile_cache, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(finished.workdir, again)
+    before = runs.evaluations(again)
+    printed = runs.run(runs.config(tiny_data, job="evaluate", eval_flip=True), again)
+    after = runs.evaluations(again)
+    (new,) = set(after) - set(before)
+    assert new.endswith("-mirrored") and after[new]["mirrored"]
+    assert {name: after[name] for name in before} == before
+    plain = before[new.removesuffix("-mirrored")]
+    assert plain["expression"]["nll"] != after[new]["expression"]["nll"]
+    assert printed[-1].startswith("with mirrored pictures, test: expression/accuracy")
+
+
 def test_several_sets_are_evaluated_as_one_and_each_by_itself(
     finished, tiny_data, compile_cache, tmp_path
 ):

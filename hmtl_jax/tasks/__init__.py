@@ -9,6 +9,8 @@ A task is a frozen dataclass with
 - `loss(outputs, target, mask) -> [B]`; the mask is for losses that couple the rows of a batch,
 - `outputs`, the names of the numbers that a prediction is made of, () where it is a single one,
   and `answer`, what these are, in words,
+- `mirrored(predictions)`, where a mirror image changes what is predicted: what they say of the
+  picture itself,
 - `predict(outputs) -> [B, …]`, and on the host `metrics(predictions, labels) -> dict`, in which
   floats are measures, ints counts, None what nothing defines, and dicts and lists tables.
 

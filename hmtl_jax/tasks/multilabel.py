@@ -91,6 +91,10 @@ class Multilabel:
             return target
         return jnp.where(flipped[:, None, None], target[:, jnp.array(self._mirrored())], target)
 
+    def mirrored(self, predicted_bk: jax.Array) -> jax.Array:
+        """What predictions for a mirror image say of the picture itself."""
+        return predicted_bk[:, jnp.array(self._mirrored())]
+
     def _mirrored(self) -> list[int]:
         place = {name: index for index, name in enumerate(self.columns)}
         order = list(range(len(place)))

@@ -82,6 +82,10 @@ class Pose:
         mirrored = target * jnp.array([[-1.0, 1.0, -1.0]])
         return jnp.where(flipped[:, None], mirrored, target)
 
+    def mirrored(self, predicted_b3: jax.Array) -> jax.Array:
+        """What angles of a mirror image say of the picture itself."""
+        return self.flip(predicted_b3, jnp.ones(predicted_b3.shape[0], bool))
+
     def loss(self, outputs: jax.Array, target_b3: jax.Array, mask_b: jax.Array) -> jax.Array:
         """The geodesic distance, or HopeNet's loss, float32 [B]."""
         del mask_b
