@@ -17,7 +17,7 @@ def run(config: ConfigDict, folder: str) -> None:
         if not (path / "checkpoints").is_dir():
             raise UserError(f"The workdir {path} holds no checkpoint to {config.job}; train first.")
         # Evaluation may read other data than those that the run was trained on.
-        free = ("data.name", "data.test") if config.job == "evaluate" else ()
+        free = ("data.name", "data.test", "eval_flip") if config.job == "evaluate" else ()
         kept = workdir.read(path, workdir.CONFIG)
         workdir.check_recipe(kept, config, f"The workdir {path}", free)
     workdir.check_writable(path)
