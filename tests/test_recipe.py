@@ -150,12 +150,12 @@ def test_weights_by_the_effective_number_of_examples():
     for given, beta in (("effective", 0.999), ("effective_0.9", 0.9), ("effective_0", 0.0)):
         number = np.array([sum(beta**i for i in range(n)) for n in (1000, 100, 10)])
         expected = (1 / number) / (1 / number).mean()
-        np.testing.assert_allclose(class_weights("key", given, labels, 3), expected)
-    assert class_weights("key", "none", labels, 3) == ()
-    assert class_weights("key", "balanced", labels, 3) == (1.0, 10.0, 100.0)
+        np.testing.assert_allclose(class_weights("key", given, lambda: labels, 3), expected)
+    assert class_weights("key", "none", None, 3) == ()
+    assert class_weights("key", "balanced", lambda: labels, 3) == (1.0, 10.0, 100.0)
     for wrong in ("effective_1", "effective_x"):
         with pytest.raises(UserError, match=r"give 'effective_' and a number β in \[0, 1\)"):
-            class_weights("key", wrong, labels, 3)
+            class_weights("key", wrong, lambda: labels, 3)
 
 
 def test_class_weights_are_given_or_none():

@@ -1,6 +1,7 @@
 """Softmax classification: class weights, smoothing, focal loss, logit adjustment, soft labels."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -74,7 +75,8 @@ class Classification:
                 "data set has not; set it to False."
             )
         key = "tasks.classification.class_weights"
-        weights = class_weights(key, settings["class_weights"], data.column(label), len(classes))
+        read = functools.partial(data.column, label)
+        weights = class_weights(key, settings["class_weights"], read, len(classes))
         priors = ()
         if settings["logit_adjustment"]:
             priors = shares(data.column(label), len(classes))

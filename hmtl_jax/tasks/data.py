@@ -1,6 +1,6 @@
 """What a task may ask of the data that it is made for, and what it makes of the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,11 +53,13 @@ def effective_weights(labels: np.ndarray, classes: int, beta: float) -> tuple[fl
     return tuple(float(weight) for weight in weights)
 
 
-def class_weights(key: str, given: Any, labels: np.ndarray, classes: int) -> tuple[float, ...]:
+def class_weights(
+    key: str, given: Any, labels: Callable[[], np.ndarray], classes: int
+) -> tuple[float, ...]:
     """What a recipe means by weights of classes, one a class; () for none.
 
     given: "none"; "balanced"; "effective", or "effective_0.99" with another β than 0.999; or the
-    numbers.
+    numbers. labels: reads those of all examples, which is asked for only where they count.
     """
     if isinstance(given, str) and given.startswith("effective"):
         try:
@@ -65,9 +67,9 @@ def class_weights(key: str, given: Any, labels: np.ndarray, classes: int) -> tup
         except ValueError:
             beta = -1.0
         limits.check("", {key: beta}, {key: limits.share("'effective_' and a number β")})
-        return effective_weights(labels, classes, beta)
+        return effective_weights(labels(), classes, beta)
     weights = given_weights(key, given, classes)
-    return balanced_weights(labels, classes) if weights is None else weights
+    return balanced_weights(labels(), classes) if weights is None else weights
 
 
 def given_weights(key: str, given: Any, count: int) -> tuple[float, ...] | None:
