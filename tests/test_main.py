@@ -43,7 +43,7 @@ def refuses(monkeypatch):
         ("tasks.expresion.weight", "Did you mean 'tasks.expression.weight'?"),
         (
             "data.zzz",
-            "Known in data: data_dir, decode_size, image_size, labelled, name, stratify",
+            "Known in data: data_dir, decode_size, image_size, labelled, name, sampling, stratify",
         ),
         ("unknown_key", "has no key 'unknown_key'. Known: augment, batch_size, checkpoint, data,"),
     ],
