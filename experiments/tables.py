@@ -349,7 +349,7 @@ def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score |
     skills = {}
     for path in folders:
         # The newest, where a cell was evaluated at several steps.
-        reports = (path / "eval").glob("test-*.json")
+        reports = (path / "eval").glob("test-*[0-9].json")  # not those of mirrored pictures
         newest = max(reports, key=lambda report: int(report.stem.rpartition("-")[2]))
         report = json.loads(newest.read_text())
         parts = {name: part for name, part in report.items() if isinstance(part, Mapping)}

@@ -249,9 +249,9 @@ def test_mirrored_answers_stand_beside_the_plain_ones(finished, tiny_data, compi
     printed = runs.run(runs.config(tiny_data, job="evaluate", eval_flip=True), again)
     after = runs.evaluations(again)
     (new,) = set(after) - set(before)
-    assert new.endswith("-mirrored") and after[new]["mirrored"]
+    assert new.endswith("-mirrored.json") and after[new]["mirrored"]
     assert {name: after[name] for name in before} == before
-    plain = before[new.removesuffix("-mirrored")]
+    plain = before[new.replace("-mirrored", "")]
     assert plain["expression"]["nll"] != after[new]["expression"]["nll"]
     assert printed[-1].startswith("with mirrored pictures, test: expression/accuracy")
 
