@@ -64,7 +64,7 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def few_labels(form: str, share: float, steps: int) -> dict:
-    """FER+ with a share of the labels: alone, and with a puzzle of all faces or of the same.
+    """FER+ with a share of the labels: alone, with masked views or a puzzle of all faces, and more.
 
     form: the recipe's argument. Batches, steps and warm-up are equal, but for `supervised_longer`,
     which has twice the steps, for what the puzzle costs in processor time.
@@ -79,6 +79,7 @@ def few_labels(form: str, share: float, steps: int) -> dict:
     every = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
     return {
         "supervised": [method("supervised", few)],
+        "masksub_all_faces": [method("masksub", f"--config.data.labelled={share}")],
         "puzzle_all_faces": [method("", f"--config.data.labelled={share}")],
         "puzzle_same_faces": [method("", few, *every)],
         "supervised_longer": [method("supervised", few, longer=2)],

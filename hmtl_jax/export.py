@@ -46,6 +46,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         return
     if stem == "patch":
         _write_encoder(found, variables)
+    else:
+        cluster.say(f"no encoder.safetensors: timm's naming has no place for the stem {stem!r}")
     if found.program.tasks:
         _write_program(found, variables)
 

@@ -39,7 +39,8 @@ def hog(gray_bhw: jax.Array, cell: int = 8, bins: int = 9) -> jax.Array:
     counted = _orientation(down, across, bins) * length[..., None]
     rows, columns = height // cell, width // cell
     cells = counted.reshape(batch, rows, cell, columns, cell, bins).sum((2, 4)) / cell**2
-    cells = cells / jnp.sqrt(jnp.sum(cells**2, axis=-1, keepdims=True) + _TINY**2)
+    lengths = jnp.sqrt(jnp.sum(cells**2, axis=-1, keepdims=True) + _TINY**2)
+    cells = jnp.minimum(cells / lengths, 1)  # rounding may lift one orientation alone above 1
     return jnp.repeat(jnp.repeat(cells, cell, axis=1), cell, axis=2)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hmtl_jax import build, export, step
+from hmtl_jax import build, export, recipe, step
 from hmtl_jax.errors import UserError
 from hmtl_jax.models import encoders, stems, vit
 from hmtl_jax.patches import patchify
@@ -137,14 +137,29 @@ def test_a_stem_that_does_not_fit_the_image_or_drops_patches_is_refused():
         model.apply(variables, IMAGES, jnp.zeros((2, 3), jnp.int32))
 
 
-def test_an_encoder_with_a_stem_is_not_exported(monkeypatch, tmp_path):
-    config = tiny.config()
+def exported(monkeypatch, folder, config):
+    """The names of the files that the job `export` writes of untrained weights."""
     config.model.stem = "hmlp"
     program = tiny.training(config).program
-
-    variables = {"params": {"encoder": {"x": np.zeros(1)}}}
-    run = types.SimpleNamespace(run=tmp_path, config=config, program=program, variables=variables)
+    variables = {"params": program.init_model(jax.random.key(0))["params"]}
+    run = types.SimpleNamespace(
+        run=folder, config=config, program=program, variables=variables, step=1, why="the newest",
+        data={"name": "synthetic"},
+    )  # fmt: skip
     monkeypatch.setattr(export.trained, "load", lambda *_: run)
+    export.run(config, folder)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_encoder_with_a_stem_is_not_exported_under_names_of_timm(monkeypatch, tmp_path):
+    config = tiny.config()
+    recipe.pretrain_only(config)
     with pytest.raises(UserError, match="timm's naming has no place for"):
-        export.run(config, tmp_path)
+        exported(monkeypatch, tmp_path, config)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_whole_model_of_a_run_with_a_stem_is_exported(monkeypatch, tmp_path, capsys):
+    files = exported(monkeypatch, tmp_path, tiny.config())
+    assert files == ["model.json", "model.stablehlo"]
+    assert "no encoder.safetensors" in capsys.readouterr().out
