@@ -227,7 +227,7 @@ def test_kinds_are_inferred_and_said(tmp_path, capsys):
     for line in (
         "label age: number",
         "label smile: class (no, yes), 13 missing",
-        "label tags: class (beard, glasses|beard, hat), 10 missing",
+        "label tags: tags (beard, glasses, hat), 10 missing",
         "label yaw: number",
         "label pitch: number, 1 missing",
         "label person: class (p0, p1, p2, p3, p4, p5, p6, p7, p8, p9)",
@@ -263,6 +263,11 @@ def test_a_column_of_splits(tmp_path):
     assert "names the splits Kaggle, Training, test, train, valid" in refusal("table", source)
 
 
+# An empty list is none of the tags, null is not known.
+WORN = (["hat"], ["beard", "hat"], [], None)
+WEARS = ([0, 1], [1, 1], [0, 0], [-1, -1])
+
+
 def parquet(path, first=0, count=20, struct=True):
     """As hubs publish them: a struct of bytes and path, and an integer label."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,6 +281,7 @@ def parquet(path, first=0, count=20, struct=True):
             "image": cells,
             "label": [index % 3 for index in range(first, first + count)],
             "age": [None if index == 5 else 20.0 + index for index in range(first, first + count)],
+            "worn": [WORN[index % 4] for index in range(first, first + count)],
         }
     )
     (path.parent / "drawn.jpg").unlink()
@@ -292,6 +298,7 @@ def test_pictures_in_a_parquet_file(tmp_path, struct):
         index = int(key.split("/")[1])
         assert record["image"] == images[index] and record["label"] == index % 3
         assert np.isnan(record["age"]) if index == 5 else record["age"] == 20 + index
+        assert record["worn"].tolist() == WEARS[index % 4]
 
 
 def test_parquet_files_of_splits(tmp_path):

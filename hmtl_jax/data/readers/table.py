@@ -54,8 +54,8 @@ class Table:
     """Your own pictures in a csv, tsv or parquet: a column of paths, or of the pictures' bytes.
 
     Labels: those of --labels, each NAME[=COLUMN[+COLUMN…]][:KIND], or every column that looks like
-    one. Kinds: class; number; yesno; tags (several in a cell, such as a|b). Columns that are joined
-    become one vector. An empty cell is a missing label. A folder of parquet files named SPLIT-… has
+    one. Kinds: class; number; yesno; tags (several in a cell, such as a|b, or | for none of them; or
+    a parquet's list). Columns that are joined become one vector. An empty cell is a missing label. A folder of parquet files named SPLIT-… has
     these splits.
     """
 
@@ -348,8 +348,8 @@ def _opened(part: pathlib.Path) -> Any:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, (list, tuple)):
-        return "|".join(map(str, value))
+    if isinstance(value, (list, tuple)):  # tags; an empty list is none of them, and not missing
+        return "|" + "|".join(map(str, value))
     return str(value).strip()
 
 
@@ -486,6 +486,8 @@ def _kind(known: list[list]) -> str:
     values = set(cells)
     if not values:
         return ""
+    if len(known) == 1 and any("|" in cell for cell in values):
+        return "tags"
     if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell, re.I) for cell in values):
         whole = all(re.fullmatch(r"[+-]?\d+", cell) for cell in values)
         if whole and len(known) == 1 and len(values) <= min(MOST_CODES, len(cells) // 2):
