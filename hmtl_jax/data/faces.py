@@ -39,12 +39,12 @@ def cut(image_hwc: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     return np.ascontiguousarray(image_hwc[rows[:, None], columns[None, :]])
 
 
-def align(image_hwc: np.ndarray, points_52: np.ndarray, size: int) -> np.ndarray:
-    """Returns [size, size, 3]: turned, shifted and scaled so that five points meet TEMPLATE.
+def upright(points_52: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What brings five points closest to TEMPLATE in a square of `size` (Umeyama 1991).
 
     points_52: x and y in pixels of both eyes, nose, and both corners of the mouth, those on the
-    left of the picture first. The least squared distance decides (Umeyama 1991); what lies outside
-    of the picture repeats its border. UserError for points that are all in one place.
+    left of the picture first. Returns float64 turn [2, 2], a rotation times a scale, and shift [2]:
+    a point is at turn @ point + shift in the square. UserError for points all in one place.
     """
     points, target = np.asarray(points_52, np.float64), TEMPLATE * size
     from_, to = points - points.mean(0), target - target.mean(0)
@@ -54,11 +54,20 @@ def align(image_hwc: np.ndarray, points_52: np.ndarray, size: int) -> np.ndarray
     # The similarity as a complex number: z → a z + b, the best a in closed form.
     a = (to @ [1, 1j] * (from_ @ [1, -1j])).sum() / spread
     turn = np.array([[a.real, -a.imag], [a.imag, a.real]])
-    shift = target.mean(0) - turn @ points.mean(0)
-    if abs(a) < 1:  # a resample alone would alias; so the picture shrinks first
-        small = cv2.resize(image_hwc, None, fx=abs(a), fy=abs(a), interpolation=cv2.INTER_AREA)
+    return turn, target.mean(0) - turn @ points.mean(0)
+
+
+def align(image_hwc: np.ndarray, points_52: np.ndarray, size: int) -> np.ndarray:
+    """Returns [size, size, 3]: turned, shifted and scaled as `upright` says.
+
+    What lies outside of the picture repeats its border.
+    """
+    turn, shift = upright(points_52, size)
+    scale = np.hypot(*turn[0])
+    if scale < 1:  # a resample alone would alias; so the picture shrinks first
+        small = cv2.resize(image_hwc, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         ratio = np.array(image_hwc.shape[1::-1]) / small.shape[1::-1]
-        shift += turn @ (ratio / 2 - 0.5)  # of the middles of pixels
+        shift = shift + turn @ (ratio / 2 - 0.5)  # of the middles of pixels
         turn, image_hwc = turn * ratio, small
     matrix = np.concatenate([turn, shift[:, None]], axis=1)
     return cv2.warpAffine(

@@ -5,8 +5,9 @@ import csv
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from hmtl_jax.data import decode
+from hmtl_jax.data import decode, faces
 from hmtl_jax.data.readers import celeba, fer2013, mtfl, rafdb, utkface
 from tests.data.prepared import edit, keys, picture, read, refusal
 
@@ -283,8 +284,28 @@ def test_mtfl_cuts_faces_and_turns_yes_to_one(tmp_path):
     np.testing.assert_allclose(np.ptp(small["test"][0]["landmarks"], axis=0), [10, 8])
 
 
+def test_mtfl_turns_faces_upright_and_their_landmarks_with_them(tmp_path):
+    source = mtfl_tree(tmp_path / "source")
+    points = [(30, 20), (44, 34), (29, 35), (15, 37), (27, 49)]  # leaning by 45 degrees
+    image = np.zeros((64, 64, 3), np.uint8)
+    for x, y in points:
+        image[y - 1 : y + 2, x - 1 : x + 2] = 255
+    Image.fromarray(image).save(source / "lfw_5590" / "testi0.jpg", quality=95)
+    said = " ".join(str(float(value)) for value in np.array(points).T.ravel())
+    edit(source / "testing.txt", "22.5 42.5 32.5 24.5 40.5 24.5 24.5 32.5 40.5 40.5", said)
+    found = read("mtfl", source, tmp_path / "data", align=True, image_size=112)
+    record = found["test"][0]
+    np.testing.assert_allclose(record["landmarks"], faces.TEMPLATE * 112, atol=6)
+    stored = decode.decode(record["image"])
+    assert stored.shape == (112, 112, 3)
+    for x, y in record["landmarks"].round().astype(int):
+        assert stored[y, x].min() > 120
+    assert stored[20, 56].max() < 60
+
+
 def test_mtfl_refuses(tmp_path):
     source = mtfl_tree(tmp_path / "source")
+    assert "--align needs an --image_size" in refusal("mtfl", source, align=True, image_size=0)
     edit(source / "testing.txt", "22.5 42.5", "22.5")
     assert "testing.txt, line 1: 14 words instead of 15" in refusal("mtfl", source)
     edit(source / "testing.txt", "22.5 32.5", "22.5 x 32.5")

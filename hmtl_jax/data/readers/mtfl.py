@@ -50,23 +50,29 @@ class Mtfl:
     needs_source: ClassVar[bool] = True
     obtain: ClassVar[str] = "MTFL.zip of the authors' page, as it is or unpacked; for research"
 
-    scale: float = option(2.5, "side of the square that is cut out, in sides of the landmarks' box")
+    scale: float = option(2.5, "side of the square, unless aligned, in sides of the landmarks' box")
     image_size: int = option(128, "longest side of a stored image; larger ones shrink, 0 keeps all")
+    align: bool = option(False, "turn each face upright by its landmarks, to image_size")
     validation: float = option(0.1, "share of each gender and pose of train: validation")
     seed: int = option(0, "another seed holds out other images")
 
     @property
     def label_rule(self) -> str:
         """As in `Reader`."""
+        face = f"the square around its landmarks, {self.scale:g} times as large"
+        if self.align:
+            face = "turned upright by its landmarks to ArcFace's template"
         return (
-            "official labels and test set; a face is the square around its landmarks, "
-            f"{self.scale:g} times as large; validation is {self.validation:.0%} of each gender "
-            f"and pose of train, those whose key's hash comes first (seed {self.seed})."
+            f"official labels and test set; a face is {face}; validation is {self.validation:.0%} "
+            "of each gender and pose of train, those whose key's hash comes first "
+            f"(seed {self.seed})."
         )
 
     def survey(self, source: str | os.PathLike[str], track: Track) -> Survey:
         """As in `Reader`."""
         check_share(self.validation)
+        if self.align and not self.image_size:
+            raise errors.UserError("--align needs an --image_size; turned faces all have one size.")
         tree, left_out, splits = Tree(source), collections.Counter(), {}
         tree.enter(tuple(LISTS.values()))
         for split, path in LISTS.items():
@@ -103,11 +109,12 @@ class Mtfl:
                 continue
             seen.add(name)
             points = _points(cells[:10], where)
-            labels, square = _attributes(cells[10:], where), self._square(points)
-            left, top, side = square
-            shrunk = faces.scale_of(side, self.image_size)
-            labels["landmarks"] = ((points - [left, top]) * shrunk).astype(np.float32)
-            image = functools.partial(self._face, tree, tree.find(name) or name, square)
+            labels = _attributes(cells[10:], where)
+            try:
+                labels["landmarks"] = self._placed(points).astype(np.float32)
+            except errors.UserError as error:
+                raise errors.UserError(f"{where}: {error}") from error
+            image = functools.partial(self._face, tree, tree.find(name) or name, points)
             yield Row(name.rpartition(".")[0], labels, image, where)
 
     def _square(self, points: np.ndarray) -> tuple[int, int, int]:
@@ -115,8 +122,19 @@ class Mtfl:
         (left, top), (right, bottom) = points.min(0), points.max(0)
         return faces.square(left, top, right, bottom, self.scale)
 
-    def _face(self, tree: Tree, path: str, square: tuple[int, int, int]) -> bytes:
-        face_hwc = faces.cut(decode.decode(tree.read(path)), *square)
+    def _placed(self, points: np.ndarray) -> np.ndarray:
+        """Where the landmarks are in the stored face."""
+        if self.align:
+            turn, shift = faces.upright(points, self.image_size)
+            return points @ turn.T + shift
+        left, top, side = self._square(points)
+        return (points - [left, top]) * faces.scale_of(side, self.image_size)
+
+    def _face(self, tree: Tree, path: str, points: np.ndarray) -> bytes:
+        image_hwc = decode.decode(tree.read(path))
+        if self.align:
+            return faces.jpeg(faces.align(image_hwc, points, self.image_size))
+        face_hwc = faces.cut(image_hwc, *self._square(points))
         return faces.jpeg(faces.shrink(face_hwc, self.image_size))
 
 

@@ -54,9 +54,9 @@ class Table:
     """Your own pictures in a csv, tsv or parquet: a column of paths, or of the pictures' bytes.
 
     Labels: those of --labels, each NAME[=COLUMN[+COLUMN…]][:KIND], or every column that looks like
-    one. Kinds: class; number; yesno; tags (several in a cell, such as a|b, or | for none of them; or
-    a parquet's list). Columns that are joined become one vector. An empty cell is a missing label. A folder of parquet files named SPLIT-… has
-    these splits.
+    one. Kinds: class; number; yesno; tags (several in a cell, such as a|b, or | for none of them;
+    or a parquet's list). Columns that are joined become one vector. An empty cell is a missing
+    label. A folder of parquet files named SPLIT-… has these splits.
     """
 
     name: ClassVar[str] = "table"
