@@ -7,8 +7,8 @@ evaluated on the majority. Encoder, schedule and augmentation are ours.
     python -m hmtl_jax.main --config=configs/ferplus_supervised.py:cpu --workdir=runs/ferplus_sl
 
 Expected: `:cpu` has 85.72 % on test, 85.71 on validation (ours, one seed), and 86.17 on test with
-`--config.job=evaluate --config.eval_flip=True`; validation's loss still falls at the end. A
-published separable CNN of 0.17 million parameters has 87.60 ± 1.15 %, measured on the same test,
+`python -m hmtl_jax.evaluate --mirror`; validation's loss still falls at the end. A published
+separable CNN of 0.17 million parameters has 87.60 ± 1.15 %, measured on the same test,
 after some two hundred epochs; a VGG13 84.99 (Barsoum 2016).
 
 `:cpu` is a small CNN of 0.48 million parameters: fifty epochs take about an hour and a half on two

@@ -12,8 +12,7 @@ Data: `python -m hmtl_jax.prepare 300w_lp --source DIR_OR_ZIP --data_dir data`, 
 of the same set; the figure that others report is of another one, evaluated after training:
 
     python -m hmtl_jax.prepare aflw2000 --source DIR_OR_ZIP --data_dir data
-    python -m hmtl_jax.main --config=configs/headpose_300wlp_supervised.py --workdir=runs/pose_sl \
-        --config.job=evaluate --config.data.name=aflw2000
+    python -m hmtl_jax.evaluate runs/pose_sl --data aflw2000
 """
 
 from hmtl_jax import recipe

@@ -113,6 +113,11 @@ def labels_of(made_tasks: Mapping) -> list[str]:
     return sorted({label for task in made_tasks.values() for label in task.labels})
 
 
+def measured(task: Any) -> tuple[str, ...]:
+    """The labels that a task's metrics read: all that it reads, but for the shares of votes."""
+    return getattr(task, "measured", task.labels)
+
+
 def _check_allowed(config: ConfigDict, task: Any) -> None:
     """Raises UserError where the recipe does what falsifies the task's labels or its loss."""
     if make_augment(config).slants and not task.bears_warps:
@@ -276,7 +281,6 @@ def program(config: ConfigDict, made_tasks: Mapping) -> Program:
         networks=make_networks(config, made_pretexts),
         input=config.model.input,
         seed=config.seed,
-        mirror=config.eval_flip,
     )
 
 

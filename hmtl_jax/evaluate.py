@@ -1,7 +1,19 @@
-"""A split through measure_step to predictions on the host to metrics; each example counts once."""
+"""python -m hmtl_jax.evaluate RUN: how good a finished run is, on its own test split or another.
 
+    python -m hmtl_jax.evaluate runs/few --data rafdb --split test
+
+Classes are matched by name with those of the run. Every headline has the 95 % percentile interval
+of a bootstrap over the examples (over videos, where the set tells them apart). Leaves in the run's
+folder `eval` a report, NAME.json, and every example's labels and answers, NAME.parquet.
+
+As a library: a split through measure_step to predictions on the host to metrics; each example
+counts once, on any number of processes.
+"""
+
+import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,68 +22,46 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hmtl_jax import build, cluster, files, infer, pictures, sharding, trained, workdir
+from hmtl_jax import answers, build, cluster, files, infer, pictures, sharding, trained
 from hmtl_jax.data import pipeline, sources
 from hmtl_jax.errors import UserError
+from hmtl_jax.metrics import bootstrap, names
 from hmtl_jax.metrics.names import headlines
 from hmtl_jax.program import Program
 
-
-def run(config: ConfigDict, folder: pathlib.Path) -> None:
-    """The job `evaluate`: a finished run on the test split that `config.data` names.
-
-    That may be one of other data than the run's own: the report then says which, and has a name of
-    its own.
-    """
-    mesh = sharding.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh):
-        found = trained.load(folder, mesh)
-        program = dataclasses.replace(found.program, mirror=config.eval_flip)
-        found = dataclasses.replace(found, program=program)
-        report(found, config, mesh, measure_step(program, mesh))
+RESAMPLES = 300
 
 
 def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: Any) -> None:
-    """Evaluates the test split that `config.data` names, draws the pictures, and says the result.
+    """Evaluates a run on the test split of its own data, draws the pictures, and says the result.
 
-    measure_step: of the run's program; the one that training has compiled, where there is one.
-    Leaves eval/SPLIT-STEP.json, or NAME-DIGEST-SPLIT-STEP.json for other data than the run's own.
+    config: its recipe. measure_step: of the run's program, as training has compiled it. Leaves
+    eval/SPLIT-STEP.json.
     """
     split, found, left = config.data.test, {}, []
-    own = True
     if split:
         identity = sources.identity(config.data.data_dir, config.data.name)
-        own = identity["digest"] == run.data["digest"]
         source = sources.open_split(config.data.data_dir, config.data.name, split)
-        found = of_split(measure_step, run.program, run.variables, source, config)
-        other = "" if own else f"{identity['name']}-{identity['digest'][:8]}-"
-        mirrored = "-mirrored" if run.program.mirror else ""
-        file = f"eval/{other}{split}-{run.step}{mirrored}.json"
-        said = about(run.config, run.step, split, identity) | {"mirrored": run.program.mirror}
-        write(run.run / file, said | found)
-        left.append(file)
-    if (
-        own and not run.program.mirror
-    ):  # pictures have one place, and it is that of the run's own data
-        left += pictures.draw(run, config, mesh, found)
+        found, _ = of_split(measure_step, run.program, run.variables, source, config)
+        left.append(f"eval/{split}-{run.step}.json")
+        write(run.run / left[0], about(run.config, run.step, split, identity) | found)
+    left += pictures.draw(run, config, mesh, found)
     said = f"{split}: {headlines(scalars(found))}" if found else "trained"
-    if run.program.mirror:
-        said = f"with mirrored pictures, {said}"
-    if not own:
-        said = f"on other data, {workdir.described(identity)}, {said}"
     cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
     for name, of in found.get("sets", {}).items():
         cluster.say(f"  of {name}, {of['examples']:,} examples: {headlines(scalars(of))}")
 
 
-def about(config: ConfigDict, step: int, split: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+def about(
+    config: ConfigDict, step: int, split: str, identity: Mapping[str, Any], mirrored: bool = False
+) -> dict[str, Any]:
     """What the report of an evaluation says of it, beside the metrics."""
     return {
         "step": step,
         "split": split,
         "data": {key: identity[key] for key in ("name", "version", "digest")},
         "weights": weights_of(config),
-        "mirrored": config.eval_flip,
+        "mirrored": mirrored,
     }
 
 
@@ -88,13 +78,16 @@ def measure_step(program: Program, mesh: Mesh) -> Any:
 
 def of_split(
     measure_step: Any, program: Program, variables: Any, source: sources.Opened, config: ConfigDict
-) -> dict[str, Any]:
-    """The metrics of each task on a split, and how many examples it has; equal on every process."""
+) -> tuple[dict[str, Any], dict[str, dict]]:
+    """The metrics of each task on a split, with its number of examples; and its predictions.
+
+    Equal on every process.
+    """
     found = predictions_of(measure_step, program, variables, source, config)
     examples = len(found["labels"]["index"])
     counted = {"examples": examples, "skipped_images": len(source) - examples}
     of_sets = _of_sets(program, source, found)
-    return counted | metrics(program.tasks, found) | skills(found["errors"]) | of_sets
+    return counted | metrics(program.tasks, found) | skills(found["errors"]) | of_sets, found
 
 
 def _of_sets(program: Program, source: sources.Opened, found: Mapping[str, Mapping]) -> dict:
@@ -117,19 +110,31 @@ def predictions_of(
     """`predictions` of a split, which is read as the recipe says, on the mesh that is set.
 
     step: infer.eval_step or measure_step of the program, its outputs on every device. Raises
-    UserError for a split that lacks labels that the tasks read.
+    UserError for a split that lacks labels that the tasks are measured by.
     """
-    labels = build.labels_of(program.tasks)
+    source, labels = matched(program.tasks, source)
+    mesh = jax.sharding.get_mesh()
+    size = sharding.divisible(config.eval_batch_size or config.batch_size, mesh)
+    batches = pipeline.eval_batches(source, **build.loading(config, labels, size))
+    return predictions(step, variables, batches, mesh)
+
+
+def matched(tasks: Mapping[str, Any], source: sources.Opened) -> tuple[sources.Matched, list[str]]:
+    """A split with the classes and entries of a run's tasks, and the labels that metrics read."""
+    labels = sorted({label for task in tasks.values() for label in build.measured(task)})
     missing = set(labels) - set(source.labels)
     if missing:
         raise UserError(
             f"The data set {source.name} lacks the labels {', '.join(sorted(missing))} that the "
             f"run's tasks read; it has {', '.join(source.labels)}."
         )
-    mesh = jax.sharding.get_mesh()
-    size = sharding.divisible(config.eval_batch_size or config.batch_size, mesh)
-    batches = pipeline.eval_batches(source, **build.loading(config, labels, size))
-    return predictions(step, variables, batches, mesh)
+    known = {}
+    for task in tasks.values():
+        read = build.measured(task)
+        names = getattr(task, "classes", ()) or getattr(task, "names", ())
+        if len(read) == 1 and names and source.class_names(read[0]):
+            known[read[0]] = names
+    return sources.Matched(source, known), labels
 
 
 def predictions(
@@ -191,3 +196,174 @@ def write(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     if cluster.lead():
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, found)
+
+
+def assess(
+    path: pathlib.Path, *, data: str = "", data_dir: str = "", split: str = "",
+    mirror: bool = False, resamples: int = RESAMPLES,
+) -> tuple[dict[str, Any], pathlib.Path]:  # fmt: skip
+    """A finished run on any prepared split: the report, and where it was left.
+
+    path: a workdir, or a checkpoint in one. data, data_dir, split: instead of the run's own test
+    split. mirror: take the mean of the answers for a picture and its mirror image; the report's
+    name says so. resamples: of the bootstrap; 0: no intervals.
+
+    A report holds what `about` and `of_split` tell; of each task, beside its metrics, `intervals`
+    by headline and, of a task of two classes on frames of videos, `videos`: the metrics of the mean
+    and of the largest logit of each video; `unmatched` as `sources.Matched` has it. Raises
+    UserError for a run or a split that is not there, and for labels that do not fit.
+    """
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        run = trained.load(path, mesh)
+        if not run.program.tasks:
+            raise UserError(
+                f"The run {run.run} has no task to evaluate; probe its encoder instead."
+            )
+        run = dataclasses.replace(run, program=dataclasses.replace(run.program, mirror=mirror))
+        config, own = run.config, run.config.data
+        data_dir, data, split = data_dir or own.data_dir, data or own.name, split or own.test
+        if not split:
+            raise UserError(f"The run {run.run} has no test split (data.test is empty); give one.")
+        identity = sources.identity(data_dir, data)
+        source = sources.open_split(data_dir, data, split)
+        step = measure_step(run.program, mesh)
+        found, rows = of_split(step, run.program, run.variables, source, config)
+        said = about(config, run.step, split, identity, mirror) | found
+        same = identity["digest"] == run.data["digest"]
+        place = run.run / "eval" / _file_name(said, identity, same)
+        if same and not mirror and split == own.test:  # pictures are of the run's own test split
+            with config.unlocked():
+                config.data.data_dir = data_dir
+            pictures.draw(run, config, mesh, found)
+    videos = _videos(source, rows["labels"]["index"])
+    for name, task in run.program.tasks.items():
+        predicted, labels = rows["predictions"][name], rows["labels"]
+        said[name] = said[name] | {
+            "intervals": _intervals(task, predicted, labels, said[name], videos, resamples)
+        }
+        if videos is not None:
+            said[name] |= by_video(task, predicted, labels, videos)
+    seen, _ = matched(run.program.tasks, source)
+    said["unmatched"] = seen.unmatched
+    write(place, said)
+    answers.write(answers.table(run.program.tasks, seen, rows), place.with_suffix(".parquet"))
+    return said, place
+
+
+def _file_name(said: Mapping[str, Any], identity: Mapping[str, Any], same: bool) -> str:
+    other = "" if same else f"{identity['name']}-{identity['digest'][:8]}-"
+    mirrored = "-mirrored" if said["mirrored"] else ""
+    return f"{other}{said['split']}-{said['step']}{mirrored}.json"
+
+
+def _videos(source: sources.Opened, index: np.ndarray) -> np.ndarray | None:
+    """The video that each example is a frame of, numbered over all sets; None if no set tells."""
+    if "video" not in source.labels:
+        return None
+    column = pipeline.column(source, "video")[index]
+    part = np.zeros(len(index), int)
+    for number, rows in enumerate(getattr(source, "parts", {}).values()):
+        part[(index >= rows.start) & (index < rows.stop)] = number
+    return np.unique(np.stack([part, column], axis=1), axis=0, return_inverse=True)[1].ravel()
+
+
+def by_video(
+    task: Any, predicted: np.ndarray, labels: Mapping[str, np.ndarray], videos: np.ndarray
+) -> dict[str, Any]:
+    """{"videos": {"mean": metrics, "max": metrics}} of a task of two classes; {} of others.
+
+    predicted [N] or [N, 2]; videos int [N]. Over the frames of a video the logit's mean, or its
+    largest value, is taken; the label is that of its frames.
+    """
+    two = predicted.ndim == 2 and predicted.shape[1] == 2 and hasattr(task, "classes")
+    if predicted.ndim != 1 and not two:
+        return {}
+    yes = np.clip((predicted[:, 1] if two else predicted).astype(np.float64), 1e-12, 1 - 1e-12)
+    logit = np.log(yes) - np.log1p(-yes)
+    count = np.bincount(videos)
+    first = np.unique(videos, return_index=True)[1]
+    largest = np.full(len(count), -np.inf)
+    np.maximum.at(largest, videos, logit)
+    found = {}
+    for name, of in (("mean", np.bincount(videos, logit) / count), ("max", largest)):
+        share = 1 / (1 + np.exp(-of))
+        share = np.stack([1 - share, share], axis=1) if two else share
+        found[name] = task.metrics(share, {key: rows[first] for key, rows in labels.items()})
+    return {"videos": found}
+
+
+def _intervals(task, predicted, labels, found, clusters, resamples) -> dict[str, list[float]]:
+    """The interval of each headline of a task, by its name."""
+    wanted = [key for key, value in found.items() if isinstance(value, float)]
+    wanted = [key for key in wanted if names.metric(key).headline]
+
+    def measure(rows: np.ndarray) -> Mapping[str, Any]:
+        return task.metrics(predicted[rows], {key: part[rows] for key, part in labels.items()})
+
+    return bootstrap.intervals(measure, wanted, len(predicted), clusters, resamples)
+
+
+def text(said: Mapping[str, Any]) -> str:
+    """A report as lines for the screen."""
+    data = said["data"]
+    mirrored = ", mean with the mirrored pictures" if said["mirrored"] else ""
+    lines = [
+        f"{data['name']} {data['version']}, {said['split']}, {said['examples']:,} examples; step "
+        f"{said['step']}, weights: {said['weights']}{mirrored}"
+    ]
+    for key, value in scalars(said).items():
+        task, _, name = key.rpartition("/")
+        if not names.metric(name).headline:
+            continue
+        share = names.metric(name).unit in ("share", "area")
+        scale, unit = (100, " %") if share else (1, "")
+        lines.append(f"  {key:<36}{scale * value:8.2f}{unit}")
+        if name in said[task].get("intervals", {}):
+            low, high = said[task]["intervals"][name]
+            lines[-1] += f"  ({scale * low:.2f}–{scale * high:.2f})"
+    for task, part in said.items():
+        for way, of in (part.get("videos", {}) if isinstance(part, Mapping) else {}).items():
+            shown = headlines({key: of[key] for key in of if isinstance(of[key], float)})
+            lines.append(f"  {task} by video, {way} of the logits, {of['n']:,} videos: {shown}")
+    for name, of in said.get("sets", {}).items():
+        lines.append(f"  of {name}, {of['examples']:,} examples: {headlines(scalars(of))}")
+    for label, apart in said["unmatched"].items():
+        for whose, told in (("data", "the run does not know"), ("run", "the data do not have")):
+            if apart[whose]:
+                lines.append(f"  {label}: {told} {', '.join(apart[whose])}")
+    if said["skipped_images"]:
+        lines.append(f"  {said['skipped_images']:,} pictures could not be read, and count nowhere")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Evaluates a run, and leaves the report and the answers in it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hmtl_jax.evaluate", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", type=pathlib.Path, help="a workdir, or a checkpoint in one")
+    parser.add_argument("--data", default="", help="another prepared set, or several: a,b")
+    parser.add_argument("--data_dir", default="", help="instead of the folder that the run read")
+    parser.add_argument("--split", default="", help="instead of the run's test split")
+    parser.add_argument(
+        "--mirror", action="store_true", help="mean of the answers for a picture and its mirror"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, help="of the bootstrap; 0: no intervals"
+    )
+    args = parser.parse_args()
+    try:
+        said, place = assess(
+            args.run, data=args.data, data_dir=args.data_dir, split=args.split,
+            mirror=args.mirror, resamples=args.resamples,
+        )  # fmt: skip
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(text(said))
+    print(f"see {place}, {place.with_suffix('.parquet').name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,19 @@
-"""The job `export`: the encoder and the whole model of a finished run as files for others."""
+"""python -m hmtl_jax.export RUN: the encoder and the whole model of a run as files for others.
 
+Leaves in the run encoder.safetensors, the encoder in timm's naming; and model.stablehlo, encoder
+and heads as one program (jax.export), with model.json, which says what goes in and comes out.
+"""
+
+import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
-from ml_collections import ConfigDict
 
 from hmtl_jax import cluster, files, infer, sharding, trained, workdir
 from hmtl_jax.errors import UserError
@@ -25,34 +30,33 @@ def classes_of(tasks: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: list(classes) for name, classes in named.items() if classes}
 
 
-def run(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Writes the chosen checkpoint for others, into the workdir, and says what is there.
+def write(path: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the chosen checkpoint of a run, or the one that is named, and returns the files.
 
-    encoder.safetensors: the encoder in timm's naming. model.stablehlo: encoder and heads as one
-    program, with model.json beside it, which says what goes in and comes out.
+    A file that is there is replaced. Raises UserError for a path that `trained.load` refuses, and
+    where nothing can be written: a run without tasks whose encoder has no name in timm.
     """
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        found = trained.load(folder, mesh)
+        found = trained.load(path, mesh)
         everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
         variables = jax.device_get(everywhere(found.variables))
-    stem = found.config.model.stem
-    if stem != "patch" and not found.program.tasks:
+    stem, left = found.config.model.stem, []
+    if stem == "patch":
+        left += _write_encoder(found, variables)
+    elif found.program.tasks:
+        cluster.say(f"no encoder.safetensors: timm's naming has no place for the stem {stem!r}")
+    else:
         raise UserError(
             f"The {found.config.model.encoder} of {found.run} has the stem {stem!r}, which timm's "
             "naming has no place for; only encoders with model.stem 'patch' are exported."
         )
-    if not cluster.lead():
-        return
-    if stem == "patch":
-        _write_encoder(found, variables)
-    else:
-        cluster.say(f"no encoder.safetensors: timm's naming has no place for the stem {stem!r}")
     if found.program.tasks:
-        _write_program(found, variables)
+        left += _write_program(found, variables)
+    return left
 
 
-def _write_encoder(found: trained.Trained, variables: Mapping[str, Any]) -> None:
+def _write_encoder(found: trained.Trained, variables: Mapping[str, Any]) -> list[pathlib.Path]:
     model, path = found.config.model, found.run / "encoder.safetensors"
     parts = {part: tree["encoder"] for part, tree in variables.items() if "encoder" in tree}
     size = found.config.data.image_size
@@ -70,9 +74,10 @@ def _write_encoder(found: trained.Trained, variables: Mapping[str, Any]) -> None
         f"the {model.encoder} of step {found.step} ({found.why}) is in {path}, in timm's naming"
         f"{beside}"
     )
+    return [path]
 
 
-def _write_program(found: trained.Trained, variables: Mapping[str, Any]) -> None:
+def _write_program(found: trained.Trained, variables: Mapping[str, Any]) -> list[pathlib.Path]:
     """The whole model by jax.export: any batch, on CPU, NVIDIA GPU and TPU, without this code."""
     data, program = found.config.data, found.program
     size = data.decode_size or data.image_size
@@ -90,6 +95,7 @@ def _write_program(found: trained.Trained, variables: Mapping[str, Any]) -> None
         f"the whole model is in {path}, for any batch on {', '.join(PLATFORMS)}; model.json says "
         "what goes in and comes out"
     )
+    return [path, path.with_suffix(".json")]
 
 
 def _about(found: trained.Trained, size: int) -> dict[str, Any]:
@@ -116,3 +122,18 @@ def _about(found: trained.Trained, size: int) -> dict[str, Any]:
         "run": {"step": found.step, "why": found.why, "data": found.data["name"]},
         **{key: value for key, value in workdir.versions().items() if key in (*SAID, "jax")},
     }
+
+
+def main() -> None:
+    """Exports a run."""
+    parser = argparse.ArgumentParser(prog="python -m hmtl_jax.export", description=__doc__)
+    parser.add_argument("run", type=pathlib.Path, help="a workdir, or a checkpoint in one")
+    args = parser.parse_args()
+    try:
+        write(args.run)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,14 +16,13 @@ SIZE = "image_size"  # of an augmentation: not its own, but that of the data
 def defaults() -> ConfigDict:
     """Every key of a recipe, except those of its tasks and pretexts, which are theirs to name."""
     config = ConfigDict()
-    config.job = "train"  # or evaluate, or export the workdir's best checkpoint; probe init_from
+    config.job = "train"  # or probe: the frozen encoder of init_from
     config.seed = 0
     config.batch_size = 128  # over all devices and micro-batches
     config.epochs = 100.0
     config.steps = 0  # in place of epochs where not 0
     config.log_every = 50  # steps
     config.eval_every = 0  # steps; 0: once an epoch
-    config.eval_flip = False  # mean of the answers for a picture and its mirror image
     config.eval_batch_size = 0  # 0: as batch_size
     config.nonfinite = "stop"  # or "skip": leave the state as it was for that step
     config.profile_steps = (0, 0)  # first and last of a trace in WORKDIR/profile; none at 0
@@ -207,7 +206,7 @@ def unflat(kept: Mapping[str, Any]) -> ConfigDict:
         elif key in known:
             config.update_from_flattened_dict({key: tuples(value)})
         else:
-            raise UserError(f"A later version of hmtl_jax made the recipe: {key!r} is unknown.")
+            raise UserError(f"Another version of hmtl_jax made the recipe: {key!r} is unknown.")
     for name, settings in parts["tasks"].items():
         config.tasks[name] = task(**settings)
     for name, settings in parts["pretexts"].items():

@@ -190,7 +190,7 @@ def _check_part(name: str, part: Callable, settings: Any) -> None:
 
 def _check_choices(config: ConfigDict) -> None:
     choices = {
-        "job": ("train", "evaluate", "export", "probe"),
+        "job": ("train", "probe"),
         "nonfinite": ("stop", "skip"),
         "init_constants": ("imagenet", "half"),
         "stream": ("clean", "one_stream", "siamese"),

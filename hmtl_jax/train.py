@@ -103,7 +103,9 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
             """Evaluates the validation split; returns what chooses the best checkpoint."""
             if validation is None:
                 return None
-            found = evaluate.of_split(measure_step, training.program, variables, validation, config)
+            found, _ = evaluate.of_split(
+                measure_step, training.program, variables, validation, config
+            )
             return scored(config, folder, at, found, identity, writer)
 
         def save(at: int, current: state.TrainState, score: float | None) -> None:

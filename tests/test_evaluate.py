@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hmtl_jax import evaluate, infer, program, sharding
+from hmtl_jax.metrics import bootstrap
+from hmtl_jax.tasks.binary import Binary
 from hmtl_jax.tasks.classification import Classification
 
 
@@ -105,3 +107,42 @@ def test_answers_of_a_picture_and_its_mirror_image_are_averaged():
     both = both["predictions"]
     np.testing.assert_allclose(found["side"], both["side"], atol=1e-6)
     assert found["light"][0] == pytest.approx(0.75) and both["light"][0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_frames_are_measured_by_their_videos(two):
+    """Video 0 is real with one suspicious frame, video 1 is fake with one clear frame."""
+    logit = np.array([-2.0, 1.0, -3.0, 3.0, -1.0])
+    videos, fake = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1])
+    share = 1 / (1 + np.exp(-logit))
+    task = Classification("fake", ("real", "fake")) if two else Binary("fake")
+    predicted = np.stack([1 - share, share], axis=1) if two else share
+    found = evaluate.by_video(task, predicted, {"fake": fake}, videos)["videos"]
+    assert found["mean"]["n"] == found["max"]["n"] == 2
+    assert found["mean"]["accuracy"] == 1.0  # means of -4/3 and 1
+    assert found["max"]["accuracy"] == 0.5  # the largest are 1 and 3
+    wrong = np.log1p(np.exp(-4 / 3)) / 2 + np.log1p(np.exp(-1.0)) / 2
+    assert found["mean"]["nll"] == pytest.approx(wrong)
+
+
+def test_other_tasks_have_no_videos():
+    task = Classification("expression", ("calm", "glad", "sad"))
+    videos = np.zeros(2, int)
+    assert evaluate.by_video(task, np.eye(3)[:2], {"expression": np.arange(2)}, videos) == {}
+
+
+def test_an_interval_is_that_of_the_normal_law_and_wider_by_clusters():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=400)
+
+    def measure(rows):
+        return {"mean": float(values[rows].mean()), "none": None}
+
+    low, high = bootstrap.intervals(measure, ["mean", "none"], 400, resamples=2000)["mean"]
+    half = 1.96 * values.std() / 20
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=half / 5)
+    values = np.repeat(values[:100], 4)  # four equal frames a video
+    clusters = np.repeat(np.arange(100), 4)
+    low, high = bootstrap.intervals(measure, ["mean"], 400, clusters, resamples=2000)["mean"]
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 10, rel=0.1)

@@ -1,17 +1,32 @@
-"""The jobs beside training: a probe of frozen features, and the encoder as a file for others."""
+"""After training: another set's figures, a probe of frozen features, and files for others."""
 
+import csv
 import json
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from configs import linear_probe
-from hmtl_jax import build, infer, initial, probe, recipe, sharding, state, train, trained
+from hmtl_jax import (
+    build,
+    evaluate,
+    export,
+    infer,
+    initial,
+    prepare,
+    probe,
+    recipe,
+    sharding,
+    state,
+    train,
+    trained,
+)
 from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
 from tests import runs
@@ -104,7 +119,7 @@ def test_a_probe_that_cannot_be_is_refused_in_a_sentence(finished, tmp_path, cha
 def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
     finished, tiny_data, tmp_path
 ):
-    runs.run(runs.config(tiny_data, steps=8, epochs=0.0, job="export"), finished)
+    export.write(finished)
     file = finished / "encoder.safetensors"
     assert {"cls_token", "pos_embed", "blocks.1.mlp.fc2.bias"} <= set(load_file(file))
     with safe_open(file, framework="np") as opened:
@@ -125,9 +140,9 @@ def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
     jax.tree.map(np.testing.assert_array_equal, started(file), started(finished))
 
 
-def test_an_exported_model_answers_without_this_code(finished, tiny_data, tmp_path):
+def test_an_exported_model_answers_without_this_code(finished, tmp_path):
     """In another process that has JAX alone, for batches of two sizes."""
-    runs.run(runs.config(tiny_data, steps=8, epochs=0.0, job="export"), finished)
+    export.write(finished)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     code = """
@@ -172,8 +187,69 @@ def test_a_pytorch_file_is_told_how_to_convert(finished, tmp_path):
         initial.encoder(probe_of(**changes), {})
 
 
-def test_export_reads_no_data(finished, tiny_data, monkeypatch):
+def test_export_reads_no_data(finished, monkeypatch, capsys):
     monkeypatch.setattr(records, "open_split", None)
     monkeypatch.setattr(records, "identity", None)
-    config = runs.config("/nowhere", steps=8, epochs=0.0, job="export")
-    runs.run(config, finished)
+    monkeypatch.setattr(sys, "argv", ["export", str(finished)])
+    export.main()
+    assert "model.stablehlo, for any batch on cpu, cuda, tpu" in capsys.readouterr().out
+
+
+def test_another_sets_classes_are_matched_by_name(finished, tiny_data, tmp_path):
+    """The run's own test pictures as another set: classes in another order, one of them unknown."""
+    own = records.open_split(tiny_data, "synthetic", "test")
+    classes = own.class_names("expression")
+    assert classes is not None
+    called = {name: name.upper() for name in classes} | {"anger": "boredom"}
+    with open(tmp_path / "mine.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "expression", "split"])
+        for index in range(len(own)):
+            record = own[index]
+            (tmp_path / f"{index}.png").write_bytes(record["image"])
+            name = called[classes[record["expression"]]]
+            table.writerow([f"{index}.png", name, "train" if index == 0 else "test"])
+    prepare.prepare(
+        "table", tmp_path / "mine.csv", tmp_path / "data", name="mine", progress=False,
+        validation=0.0,
+    )  # fmt: skip
+    said, place = evaluate.assess(
+        finished, data="mine", data_dir=str(tmp_path / "data"), resamples=30
+    )
+    assert said["unmatched"]["expression"] == {"data": ["boredom"], "run": ["anger"]}
+    assert "expression: the run does not know boredom" in evaluate.text(said)
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        run = trained.load(finished, mesh)
+        step = evaluate.measure_step(run.program, mesh)
+        found = evaluate.predictions_of(step, run.program, run.variables, own, run.config)
+    truth = found["labels"]["expression"][1:]
+    right = found["predictions"]["expression"][1:].argmax(1) == truth
+    known = truth != classes.index("anger")
+    assert said["expression"]["n"] == known.sum() < len(truth)
+    assert said["expression"]["accuracy"] == pytest.approx(right[known].mean())
+
+    rows = pyarrow.parquet.read_table(place.with_suffix(".parquet")).to_pylist()
+    assert len(rows) == len(truth)
+    for row, label, predicted in zip(
+        rows, truth, found["predictions"]["expression"][1:], strict=True
+    ):
+        name = classes[label]
+        assert row["expression"] == (None if name == "anger" else name)
+        assert row["predicted/expression"] == classes[predicted.argmax()]
+        assert row[f"predicted/expression/{name}"] == pytest.approx(predicted[label], abs=1e-5)
+
+
+def test_a_set_without_a_common_class_is_refused(finished, tiny_data, tmp_path):
+    own = records.open_split(tiny_data, "synthetic", "test")
+    for index in range(12):
+        folder = tmp_path / "faces" / ("cat", "dog")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(own[index]["image"])
+    prepare.prepare(
+        "folder", tmp_path / "faces", tmp_path / "data", label="expression", progress=False,
+        test=0.3, validation=0.0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"None of the names of 'expression' in folder \(cat, dog"):
+        evaluate.assess(finished, data="folder", data_dir=str(tmp_path / "data"))
+    assert not list((finished / "eval").glob("folder*"))

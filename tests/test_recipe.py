@@ -262,7 +262,7 @@ def test_pretraining_reads_the_subset_of_the_tasks():
         ),
         ({"model.fusion": "add"}, r"model\.fusion is 'add'; it must be one of .*concat"),
         ({"model.input": "hsv"}, r"model\.input is 'hsv'; it must be one of rgb, "),
-        ({"job": "test"}, "job is 'test'; it must be one of train, evaluate"),
+        ({"job": "test"}, "job is 'test'; it must be one of train, probe"),
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
         ({"data.subset": 0.0}, r"data\.subset is 0.0; give a share in \(0, 1\]"),
         ({"optim.ema": 1.0}, r"optim\.ema is 1.0; give a decay in \[0, 1\)"),
@@ -362,7 +362,7 @@ def test_an_unknown_key_on_the_command_line_suggests_the_nearest():
 def test_differences_name_what_changes_the_run_and_nothing_else():
     ours, theirs = tiny.config(8), tiny.config(8)
     assert recipe.differences(recipe.flat(ours), recipe.flat(theirs)) == []
-    ours.job, ours.log_every, ours.eval_batch_size = "evaluate", 1, 64
+    ours.job, ours.log_every, ours.eval_batch_size = "probe", 1, 64
     ours.data.data_dir, ours.data.threads = "elsewhere", 9
     ours.mesh.fsdp, ours.checkpoint.keep = 4, 9
     assert recipe.differences(recipe.flat(ours), recipe.flat(theirs)) == []
@@ -620,5 +620,5 @@ def test_a_recipe_comes_back_from_what_is_kept_of_it():
     config.augment.crop_scale, config.pretexts.mae.target_weights = (0.5, 1.0), (1.0, 2.0)
     kept = json.loads(json.dumps(recipe.flat(config)))
     assert recipe.leaves(recipe.unflat(kept)) == recipe.leaves(config)
-    with pytest.raises(UserError, match="A later version of hmtl_jax made the recipe: 'new'"):
+    with pytest.raises(UserError, match="Another version of hmtl_jax made the recipe: 'new'"):
         recipe.unflat(kept | {"new": 1})

@@ -172,7 +172,7 @@ def test_a_run_is_opened_on_other_devices_without_its_data(finished, tiny_data, 
         run = trained.load(finished.workdir / "checkpoints" / "18", mesh)
         source = records.open_split(tiny_data, "synthetic", "validation")
         measure = evaluate.measure_step(run.program, mesh)
-        found = evaluate.of_split(measure, run.program, run.variables, source, run.config)
+        found, _ = evaluate.of_split(measure, run.program, run.variables, source, run.config)
     recorded = runs.evaluations(finished.workdir)["validation-18.json"]
     assert (run.step, run.why, run.run) == (18, "as named", finished.workdir)
     assert found["expression"]["nll"] == pytest.approx(recorded["expression"]["nll"], rel=1e-6)
@@ -226,18 +226,17 @@ def test_other_data_are_evaluated_under_their_own_name(
     again = tmp_path / "run"
     shutil.copytree(finished.workdir, again)
     before = runs.evaluations(again)
-    printed = runs.run(runs.config(other, job="evaluate"), again)
+    said, place = evaluate.assess(again, data_dir=str(other), resamples=20)
     after = runs.evaluations(again)
     assert {name: after[name] for name in before} == before
     (new,) = set(after) - set(before)
     identity = records.identity(other, "synthetic")
     own = finished.printed[-1].split("eval/")[1].split(",")[0]
-    assert new == f"synthetic-{identity['digest'][:8]}-{own}"
+    assert new == f"synthetic-{identity['digest'][:8]}-{own}" == place.name
     assert after[new]["examples"] == 17
     assert after[new]["data"]["digest"] == identity["digest"]
-    assert printed[-1].startswith(
-        f"on other data, synthetic {synthetic.Synthetic.version} (size=32, train=8, "
-    )
+    version = synthetic.Synthetic.version
+    assert evaluate.text(said).startswith(f"synthetic {version}, test, 17 examples; step ")
     with pytest.raises(UserError, match=r"was trained on synthetic .* does not go on with other"):
         runs.run(runs.config(other), again)
 
@@ -246,14 +245,14 @@ def test_mirrored_answers_stand_beside_the_plain_ones(finished, tiny_data, compi
     again = tmp_path / "run"
     shutil.copytree(finished.workdir, again)
     before = runs.evaluations(again)
-    printed = runs.run(runs.config(tiny_data, job="evaluate", eval_flip=True), again)
+    said, _ = evaluate.assess(again, mirror=True, resamples=0)
     after = runs.evaluations(again)
     (new,) = set(after) - set(before)
     assert new.endswith("-mirrored.json") and after[new]["mirrored"]
     assert {name: after[name] for name in before} == before
     plain = before[new.replace("-mirrored", "")]
     assert plain["expression"]["nll"] != after[new]["expression"]["nll"]
-    assert printed[-1].startswith("with mirrored pictures, test: expression/accuracy")
+    assert "mean with the mirrored pictures" in evaluate.text(said)
 
 
 def test_several_sets_are_evaluated_as_one_and_each_by_itself(
@@ -267,9 +266,7 @@ def test_several_sets_are_evaluated_as_one_and_each_by_itself(
     prepare.prepare(
         "synthetic", None, data, name="more", progress=False, size=32, seed=7, **sizes
     )  # fmt: skip
-    config = runs.config(data, job="evaluate")
-    config.data.name = "synthetic,more"
-    printed = runs.run(config, again)
+    said, _ = evaluate.assess(again, data="synthetic,more", data_dir=str(data), resamples=0)
     (new,) = set(runs.evaluations(again)) - set(runs.evaluations(finished.workdir))
     found = runs.evaluations(again)[new]
     sets = found["sets"]
@@ -283,7 +280,7 @@ def test_several_sets_are_evaluated_as_one_and_each_by_itself(
     (own,) = (one for one in before if (one["split"], one["step"]) == ("test", found["step"]))
     assert own["examples"] == sets["synthetic"]["examples"]
     assert sets["synthetic"]["expression"]["accuracy"] == own["expression"]["accuracy"]
-    assert any(line.startswith("  of more, 17 examples: expression/accuracy") for line in printed)
+    assert "  of more, 17 examples: expression/accuracy" in evaluate.text(said)
 
 
 def test_an_evaluation_that_fails_does_not_cost_the_state(
@@ -337,17 +334,24 @@ def test_evaluating_a_finished_run_again_gives_the_same_numbers(finished, tiny_d
     again = tmp_path / "run"
     shutil.copytree(finished.workdir, again)
     shutil.rmtree(again / "eval")
-    printed = runs.run(runs.config(tiny_data, job="evaluate"), again)
-    assert printed == [finished.printed[-1].replace(str(finished.workdir), str(again))]
-    tests = {k: v for k, v in runs.evaluations(finished.workdir).items() if k.startswith("test")}
-    assert runs.evaluations(again) == tests
+    said, place = evaluate.assess(again, resamples=50)
+    (before,) = (
+        found for name, found in runs.evaluations(finished.workdir).items() if name == place.name
+    )
+    assert {key: said[key] for key in ("examples", "step", "weights")} == {
+        key: before[key] for key in ("examples", "step", "weights")
+    }
+    low, high = said["expression"].pop("intervals")["accuracy"]
+    assert said["expression"] == before["expression"]
+    assert low <= before["expression"]["accuracy"] <= high and low < high
+    assert (again / "pictures" / "curves.png").is_file()
     for name in ("config.json", "metrics.jsonl"):
         assert (again / name).read_bytes() == (finished.workdir / name).read_bytes()
 
 
-def test_evaluating_nothing_is_refused_and_leaves_nothing(tiny_data, tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint to evaluate; train first"):
-        runs.run(runs.config(tiny_data, job="evaluate"), tmp_path / "none")
+def test_evaluating_nothing_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="is neither a workdir with checkpoints nor a checkpoint"):
+        evaluate.assess(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

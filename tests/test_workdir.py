@@ -53,7 +53,7 @@ def test_tuples_are_equal_to_what_json_makes_of_them(tmp_path):
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("job", "evaluate"),
+        ("job", "probe"),
         ("log_every", 3),
         ("nonfinite", "skip"),
         ("data.data_dir", "elsewhere"),

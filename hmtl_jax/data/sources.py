@@ -94,6 +94,69 @@ class Mixture:
         return self._joined[label].names or None
 
 
+class Matched:
+    """A set as a run knows it: classes and entries of labels are matched by their names.
+
+    Upper and lower case are one. A class that the run does not know is a missing label, and so is
+    an entry that the set lacks. `unmatched`: label → {"data": names that the run does not know,
+    "run": names that the set lacks}, for labels where there are any.
+    """
+
+    def __init__(self, source: "Opened", known: Mapping[str, Sequence[str]]):
+        """known: the names of labels in the run. UserError for a label without a common one."""
+        self._source = source
+        self.name, self.split, self.labels = source.name, source.split, source.labels
+        self._known = {
+            label: tuple(names)
+            for label, names in known.items()
+            if label in source.labels and tuple(names) != (source.class_names(label) or ())
+        }
+        self._places: dict[str, np.ndarray] = {}
+        self.unmatched: dict[str, dict[str, list[str]]] = {}
+        for label, names in self._known.items():
+            self._match(label, names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        record = dict(self._source[index])
+        for label in self._known:
+            record[label] = self._of(label, record[label])
+        return record
+
+    def __repr__(self) -> str:
+        return f"Matched({self._source!r})"
+
+    def class_names(self, label: str) -> tuple[str, ...] | None:
+        """As the run has them."""
+        return self._known.get(label) or self._source.class_names(label)
+
+    def _match(self, label: str, names: tuple[str, ...]) -> None:
+        own = self._source.class_names(label) or ()
+        places = {name.casefold(): place for place, name in enumerate(names)}
+        found = np.array([places.get(name.casefold(), -1) for name in own], np.int64)
+        if not (found >= 0).any():
+            raise errors.UserError(
+                f"None of the names of {label!r} in {self.name} ({', '.join(own) or 'it has none'})"
+                f" is known to the run ({', '.join(names)}); prepare the set with the run's names."
+            )
+        self._places[label] = found
+        lacking = sorted(set(range(len(names))) - set(found.tolist()))
+        unknown = [name for name, place in zip(own, found, strict=True) if place < 0]
+        if unknown or lacking:
+            self.unmatched[label] = {"data": unknown, "run": [names[place] for place in lacking]}
+
+    def _of(self, label: str, value: Any) -> Any:
+        places = self._places[label]
+        if not np.ndim(value):
+            return np.int32(places[value] if value >= 0 else -1)
+        missing = 0 if label.endswith(SOFT) else -1 if value.dtype.kind == "i" else np.nan
+        found = np.full((len(self._known[label]), *value.shape[1:]), missing, value.dtype)
+        found[places[places >= 0]] = value[places >= 0]
+        return found
+
+
 class _Label:
     """One label of several sets: its names, and how each set's values become those."""
 
@@ -180,4 +243,4 @@ def _union(named: Sequence[Sequence[str] | None], label: str) -> tuple[str, ...]
     return tuple(dict.fromkeys(name for names in named for name in names or ()))
 
 
-Opened = records.Source | Mixture
+Opened = records.Source | Mixture | Matched

@@ -3,6 +3,7 @@
 A task is a frozen dataclass with
 
 - `labels`, the batch's keys that it reads, and `num_outputs`, the width of its linear head,
+- `measured`, those of them that metrics read, where these are fewer,
 - `target(batch) -> (target [B, …], mask [B])`: mask 0 where the label is missing, no NaN in either,
 - `flip(target, flipped)`: what mirroring the image does to the label,
 - `mixes`: whether λ·a + (1 − λ)·b of two targets means anything (mixup, CutMix),

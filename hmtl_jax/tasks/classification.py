@@ -94,8 +94,13 @@ class Classification:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The batch's keys that training and evaluation read."""
+        """The batch's keys that training reads."""
         return (self.label, f"{self.label}_soft") if self.soft else (self.label,)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The batch's keys that metrics read."""
+        return (self.label,)
 
     def target(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """The class distribution float32 [B, C], and the mask float32 [B] of labelled rows."""

@@ -147,7 +147,7 @@ def exported(monkeypatch, folder, config):
         data={"name": "synthetic"},
     )  # fmt: skip
     monkeypatch.setattr(export.trained, "load", lambda *_: run)
-    export.run(config, folder)
+    export.write(folder)
     return sorted(path.name for path in folder.iterdir())
 
 
