@@ -1,11 +1,21 @@
-"""python -m hmtl_jax.compare RUN RUN …: runs on the same test examples, side by side.
+"""python -m hmtl_jax.compare METHOD METHOD …: runs on the same test examples, side by side.
 
-The first run is the one that the others are held against. A difference has the 95 % percentile
-interval of a paired bootstrap over the examples (Efron 1993): it tells how far the test's sample
-could mislead, not how another seed would end.
+    python -m hmtl_jax.compare runs/supervised runs/puzzle
+    python -m hmtl_jax.compare supervised=runs/sl-0,runs/sl-1,runs/sl-2 'puzzle=runs/puzzle-*'
+
+A method is a run, or several with commas or as a pattern: seeds of the same recipe, whose figures
+are a mean ± standard deviation. The first method is the one that the others are held against. Where
+both have seeds, a difference has Welch's 95 % interval and p-value over these, which tell how other
+seeds would end. Otherwise it is the percentile interval of a paired bootstrap over the examples
+(Efron 1993), of the mean over seeds: it tells how far the test's sample could mislead.
 """
 
 import argparse
+import csv
+import glob
+import io
+import itertools
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import stats
 
 from hmtl_jax import build, evaluate, figures, files, infer, sharding, trained, workdir
 from hmtl_jax.data import sources
@@ -22,33 +33,75 @@ from hmtl_jax.metrics import names
 RESAMPLES = 1000
 
 
-def compare(
-    paths: Sequence[pathlib.Path], data_dir: str | None = None, resamples: int = RESAMPLES
-) -> dict[str, Any]:
-    """What runs reach on the test split of the first one's data, and how far they are apart.
+def methods_of(given: Sequence[str]) -> dict[str, list[pathlib.Path]]:
+    """`PATH`, `PATH,PATH`, `PATTERN` or `NAME=…` of each method → its name and its runs.
 
-    paths: workdirs, or checkpoints in them, all of other folders; the first one is the baseline.
-    data_dir: where the data lie, if no longer where the first run read them.
-
-    Returns `data`, `split`, `examples`, `runs` (names), and under `metrics`, for the first headline
-    of each task that all share, TASK/METRIC → {`values`: one a run, `differences`: from the first,
-    one for each other run, `intervals`: their [low, high]}. Raises UserError for fewer than two
-    runs, for runs without a common task and metric, and where the data are not those of the runs.
+    Without a name it is that of the folder, or what the folders' names begin with; their whole
+    paths where that leaves two methods with one name. UserError for fewer than two methods, a
+    pattern of nothing, and names or runs that come twice.
     """
-    if len(paths) < 2:
+    if len(given) < 2:
         raise UserError("One run cannot be compared; name two or more.")
-    if len({path.resolve() for path in paths}) < len(paths):
+    named: list[tuple[str, list[pathlib.Path]]] = []
+    for text in given:
+        name, equals, paths = text.rpartition("=") if not os.path.exists(text) else ("", "", text)
+        found = [path for part in paths.split(",") for path in _runs_of(part.strip())]
+        named.append((name if equals else _short(found), found))
+    if len({name for name, _ in named}) < len(named):
+        named = [(",".join(map(str, found)), found) for _, found in named]
+    every = [path.resolve() for _, found in named for path in found]
+    if len(set(every)) < len(every):
         raise UserError("A run is named twice; a comparison needs different ones.")
+    return dict(named)
+
+
+def _runs_of(text: str) -> list[pathlib.Path]:
+    if not glob.has_magic(text) or os.path.exists(text):
+        return [pathlib.Path(text)]
+    found = [path for path in map(pathlib.Path, sorted(glob.glob(text))) if path.is_dir()]
+    if not found:
+        raise UserError(f"There is no run {text}.")
+    return found
+
+
+def _short(runs: Sequence[pathlib.Path]) -> str:
+    if len(runs) == 1:
+        return runs[0].name
+    letters = itertools.takewhile(
+        lambda of: len(set(of)) == 1, zip(*(run.name for run in runs), strict=False)
+    )
+    shared = "".join(of[0] for of in letters).rstrip("-_.0123456789")
+    return shared or ",".join(run.name for run in runs)
+
+
+def compare(
+    methods: Mapping[str, Sequence[pathlib.Path]],
+    data_dir: str | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """What methods reach on the test split of the first run's data, and how far they are apart.
+
+    methods: name → workdirs, or checkpoints in them; the first one is the baseline. data_dir: where
+    the data lie, if no longer where the first run read them.
+
+    Returns `data`, `split`, `examples`, `methods` (names), `runs` (their number, by method), and
+    under `metrics`, for the first headline of each task that all share, TASK/METRIC → {`values`: of
+    each method, one a run, `means`, `deviations` (None of a single run), and of each method but the
+    first `differences`, `intervals` ([low, high]), `p` (two-sided) and `over`: "seeds" or
+    "examples"}. Raises UserError for runs without a common task and metric, and where the data are
+    not those of the runs.
+    """
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        runs = [trained.load(path, mesh) for path in paths]
+        runs = [trained.load(path, mesh) for paths in methods.values() for path in paths]
         source = _source(runs, data_dir)
         found = [_predictions(run, source, mesh) for run in runs]
+    sizes = [len(paths) for paths in methods.values()]
     metrics = {}
     for task in runs[0].program.tasks:
         if all(task in run.program.tasks for run in runs[1:]):
             tasks = [run.program.tasks[task] for run in runs]
-            metrics.update(_of_task(task, tasks, found, resamples))
+            metrics.update(_of_task(task, tasks, found, resamples, sizes))
     if not metrics:
         has = (f"{run.run} {', '.join(run.program.tasks) or 'none'}" for run in runs)
         raise UserError(f"No task is common to all runs; they have: {'; '.join(has)}.")
@@ -56,7 +109,8 @@ def compare(
         "data": source.name,
         "split": runs[0].config.data.test,
         "examples": len(found[0]["labels"]["index"]),
-        "runs": _names(paths),
+        "methods": list(methods),
+        "runs": sizes,
         "metrics": metrics,
     }
 
@@ -83,7 +137,11 @@ def _predictions(run: trained.Trained, source: sources.Opened, mesh: Any) -> dic
 
 
 def _of_task(
-    name: str, tasks: Sequence[Any], found: Sequence[Mapping], resamples: int
+    name: str,
+    tasks: Sequence[Any],
+    found: Sequence[Mapping],
+    resamples: int,
+    sizes: Sequence[int],
 ) -> dict[str, dict]:
     rows = [
         (task, one["predictions"][name], one["labels"])
@@ -98,16 +156,40 @@ def _of_task(
     for resample in drawn:
         chosen = rng.integers(0, count, count)
         resample[:] = [_measured(row, key, chosen) for row in rows]
-    values = np.array([one[key] for one in whole])
-    apart = drawn[:, 1:] - drawn[:, :1]
-    low, high = np.percentile(apart, [2.5, 97.5], axis=0)
+    places = np.cumsum(sizes)[:-1]
+    values = np.split(np.array([one[key] for one in whole]), places)
+    means = [of.mean() for of in values]
+    draws = [of.mean(axis=1) for of in np.split(drawn, places, axis=1)]
+    apart = [
+        _apart(values[0], draws[0], ours, drawn_ours)
+        for ours, drawn_ours in zip(values[1:], draws[1:], strict=True)
+    ]
     return {
         f"{name}/{key}": {
-            "values": values.tolist(),
-            "differences": (values[1:] - values[0]).tolist(),
-            "intervals": np.stack([low, high], axis=1).tolist(),
+            "values": [of.tolist() for of in values],
+            "means": [float(mean) for mean in means],
+            "deviations": [float(of.std(ddof=1)) if len(of) > 1 else None for of in values],
+            "differences": [float(mean - means[0]) for mean in means[1:]],
+            "intervals": [interval for interval, _, _ in apart],
+            "p": [p for _, p, _ in apart],
+            "over": [over for _, _, over in apart],
         }
     }
+
+
+def _apart(
+    base: np.ndarray, base_drawn: np.ndarray, ours: np.ndarray, ours_drawn: np.ndarray
+) -> tuple[list[float], float, str]:
+    """Interval and p-value of a difference of means, and over what they were taken."""
+    if min(len(base), len(ours)) > 1 and base.std() + ours.std() > 0:
+        test: Any = stats.ttest_ind(ours, base, equal_var=False)
+        interval = test.confidence_interval(0.95)
+        return [float(interval.low), float(interval.high)], float(test.pvalue), "seeds"
+    gaps = ours_drawn - base_drawn
+    # The share of draws on the other side of 0, both ways; one more than none, as drawn.
+    beyond = min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1
+    p = min(1.0, 2 * beyond / (len(gaps) + 1))
+    return np.percentile(gaps, [2.5, 97.5]).tolist(), float(p), "examples"
 
 
 def _measured(row: tuple, key: str, chosen: np.ndarray) -> float:
@@ -115,50 +197,109 @@ def _measured(row: tuple, key: str, chosen: np.ndarray) -> float:
     return task.metrics(predicted[chosen], {k: v[chosen] for k, v in labels.items()})[key]
 
 
-def _names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """The folders' own names, or their paths where two are called alike."""
-    short = [folder.name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A comparison as rows, one a metric and method, in the metrics' own units."""
+    rows = []
+    for key, of in found["metrics"].items():
+        for at, method in enumerate(found["methods"]):
+            row = {
+                "metric": key, "method": method, "runs": found["runs"][at],
+                "mean": of["means"][at], "deviation": of["deviations"][at],
+                "difference": None, "low": None, "high": None, "p": None, "over": None,
+            }  # fmt: skip
+            if at:
+                low, high = of["intervals"][at - 1]
+                row |= {"difference": of["differences"][at - 1], "low": low, "high": high}
+                row |= {"p": of["p"][at - 1], "over": of["over"][at - 1]}
+            rows.append(row)
+    return rows
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """Method, value, difference and p as they are shown."""
+    share = names.metric(row["metric"]).unit in ("share", "area")
+    scale, unit = (100, " %") if share else (1, "")
+    spread = f" ± {scale * row['deviation']:.2f}" if row["deviation"] is not None else ""
+    seeds = f" ({row['runs']} runs)" if row["runs"] > 1 else ""
+    cells = [f"{row['method']}{seeds}", f"{scale * row['mean']:.2f}{spread}{unit}", "", ""]
+    if row["difference"] is not None:
+        gap, low, high = (scale * row[key] for key in ("difference", "low", "high"))
+        cells[2:] = [f"{gap:+.2f} [{low:+.2f}, {high:+.2f}]", f"p {row['p']:.3f}"]
+        if row["over"] == "seeds":
+            cells[3] += " over seeds"
+    return cells
 
 
 def text(found: Mapping[str, Any]) -> str:
     """A comparison as lines for the screen."""
-    lines = [f"{found['data']}, {found['split']}, {found['examples']:,} examples"]
-    for key, row in found["metrics"].items():
-        wide = max(map(len, found["runs"]))
-        scale, unit = (100, " %") if names.metric(key).unit in ("share", "area") else (1, "")
+    lines = [_title(found)]
+    for key in found["metrics"]:
         lines.append(key)
-        for index, (name, value) in enumerate(zip(found["runs"], row["values"], strict=True)):
-            line = f"  {name:<{wide}}  {scale * value:6.2f}{unit}"
-            if index:
-                gap, (low, high) = row["differences"][index - 1], row["intervals"][index - 1]
-                line += f"  {scale * gap:+.2f} [{scale * low:+.2f}, {scale * high:+.2f}]"
-            lines.append(line)
+        cells = [_cells(row) for row in table(found) if row["metric"] == key]
+        wide = [max(len(row[column]) for row in cells) for column in range(3)]
+        for row in cells:
+            padded = [cell.ljust(width) for cell, width in zip(row, wide, strict=False)]
+            lines.append(f"  {'  '.join([*padded, row[3]])}".rstrip())
     return "\n".join(lines)
 
 
+def markdown(found: Mapping[str, Any]) -> str:
+    """A comparison as a table for a paper's draft or a page."""
+    lines = [f"{_title(found)}. Difference from the first, 95 % interval.", ""]
+    lines += ["| metric | method | value | difference | p |", "|---|---|---|---|---|"]
+    for row in table(found):
+        lines.append(f"| {row['metric']} | {' | '.join(cell or '–' for cell in _cells(row))} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(found: Mapping[str, Any]) -> str:
+    """A comparison as csv, in the metrics' own units: a share of 0.5 is 0.5."""
+    rows, made = table(found), io.StringIO()
+    writer = csv.DictWriter(made, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return made.getvalue()
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    return f"{found['data']}, {found['split']}, {found['examples']:,} examples"
+
+
 def main() -> None:
-    """Compares runs, and leaves compare.json and compare.png in the folder that is named."""
-    parser = argparse.ArgumentParser(prog="python -m hmtl_jax.compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="workdirs; the first: baseline")
+    """Compares runs; leaves compare.json, .md, .csv and .png in the folder that is named."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hmtl_jax.compare", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("methods", nargs="+", help="[NAME=]RUN[,RUN…]; the first: baseline")
     parser.add_argument("--data_dir", help="instead of the folder that the first run read")
-    parser.add_argument("--out", type=pathlib.Path, help="where to leave compare.json and .png")
+    parser.add_argument("--out", type=pathlib.Path, help="where to leave json, md, csv and png")
     args = parser.parse_args()
     try:
-        found = compare(args.runs, args.data_dir)
+        methods = methods_of(args.methods)
+        found = compare(methods, args.data_dir)
         if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            files.write_json(args.out / "compare.json", found)
-            logs = {
-                name: workdir.run_of(trained.find(path)[0]) / "metrics.jsonl"
-                for name, path in zip(found["runs"], args.runs, strict=True)
-            }
-            figures.compared_curves(args.out / "compare.png", logs, list(found["metrics"]))
+            _leave(found, methods, args.out)
     except UserError as error:
         sys.exit(f"error: {error}")
     print(text(found))
     if args.out:
         print(f"see {args.out / 'compare.json'}, {args.out / 'compare.png'}")
+
+
+def _leave(found: Mapping[str, Any], methods: Mapping[str, Sequence], out: pathlib.Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_json(out / "compare.json", found)
+    (out / "compare.md").write_text(markdown(found))
+    (out / "compare.csv").write_text(as_csv(found))
+    logs = {
+        name if len(paths) == 1 else f"{name} {number}": (
+            workdir.run_of(trained.find(path)[0]) / "metrics.jsonl"
+        )
+        for name, paths in methods.items()
+        for number, path in enumerate(paths)
+    }
+    figures.compared_curves(out / "compare.png", logs, list(found["metrics"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
+import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hmtl_jax import compare, figures
 from hmtl_jax.errors import UserError
@@ -18,11 +21,13 @@ def checkpoints(whole_run):
 
 @pytest.mark.slow
 def test_two_checkpoints_have_their_own_values_and_a_paired_interval(checkpoints):
-    found = compare.compare(checkpoints, resamples=200)
+    methods = compare.methods_of([str(path) for path in checkpoints])
+    found = compare.compare(methods, resamples=200)
     assert found["examples"] == runs.SIZES["test"] and found["split"] == "test"
-    assert found["runs"] == [path.name for path in checkpoints]
+    assert found["methods"] == [path.name for path in checkpoints]
     (row,) = found["metrics"].values()
-    first, second = row["values"]
+    (first,), (second,) = row["values"]
+    assert row["over"] == ["examples"] and 0 < row["p"][0] <= 1
     assert row["differences"] == [pytest.approx(second - first)]
     (low, high) = row["intervals"][0]
     assert -1 <= low <= second - first <= high <= 1
@@ -36,11 +41,11 @@ def test_the_same_examples_are_drawn_for_both_runs():
     truth = np.zeros(400, int)
     labels = {"truth": truth, "index": np.arange(400)}
     base = {"predictions": {"a": np.arange(400) % 2}, "labels": labels}
-    same = compare._of_task("a", [Task(), Task()], [base, base], 100)["a/accuracy"]
+    same = compare._of_task("a", [Task(), Task()], [base, base], 100, (1, 1))["a/accuracy"]
     assert same["intervals"] == [[0, 0]]  # unpaired, it would be ± 0.07
     # 40 examples more are right and none is lost: the deviation is √(0.1 · 0.9 / 400) = 0.015.
     better = {"predictions": {"a": np.where(np.arange(400) < 80, 0, np.arange(400) % 2)}}
-    row = compare._of_task("a", [Task(), Task()], [base, better | {"labels": labels}], 2000)
+    row = compare._of_task("a", [Task(), Task()], [base, better | {"labels": labels}], 2000, (1, 1))
     row = row["a/accuracy"]
     assert row["differences"] == [pytest.approx(0.1)]
     np.testing.assert_allclose(
@@ -60,10 +65,14 @@ def test_as_a_command_it_leaves_a_report_and_a_picture(checkpoints, tmp_path, ca
     report = json.loads((out / "compare.json").read_text())
     assert compare.text(report) in printed and str(out / "compare.png") in printed
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    (row,) = report["metrics"].values()
+    base, ours = csv.DictReader((out / "compare.csv").read_text().splitlines())
+    assert float(ours["difference"]) == row["differences"][0] and base["difference"] == ""
+    assert f"| {100 * row['means'][0]:.2f} % | – | – |" in (out / "compare.md").read_text()
     (key,) = report["metrics"]
     (panels,) = drawn  # what a real run logs is found
     assert list(panels) == [f"validation/{key}", f"Training loss/{key.partition('/')[0]}"]
-    assert all(list(series) == report["runs"] for series in panels.values())
+    assert all(list(series) == report["methods"] for series in panels.values())
 
 
 @pytest.mark.slow
@@ -73,16 +82,18 @@ def test_what_cannot_be_compared_is_said(checkpoints, tmp_path, tiny_data):
         ([checkpoints[0], checkpoints[0]], "named twice"),
     ):
         with pytest.raises(UserError, match=said):
-            compare.compare(paths)
+            compare.methods_of([str(path) for path in paths])
+    with pytest.raises(UserError, match="There is no run"):
+        compare.methods_of([str(checkpoints[0]), f"{tmp_path}/none-*"])
     with pytest.raises(UserError, match="neither a workdir"):
-        compare.compare([checkpoints[0], tmp_path])
+        compare.compare({"a": checkpoints[:1], "b": [tmp_path]})
     from hmtl_jax import prepare
 
     prepare.prepare(
         "synthetic", None, tmp_path, progress=False, size=32, **(runs.SIZES | {"test": 8})
     )
     with pytest.raises(UserError, match="trained on other data"):
-        compare.compare(checkpoints, str(tmp_path))
+        compare.compare({"a": checkpoints[:1], "b": checkpoints[1:]}, str(tmp_path))
 
 
 def test_curves_of_runs_lie_in_the_same_panels(tmp_path):
@@ -106,3 +117,41 @@ def test_curves_of_runs_lie_in_the_same_panels(tmp_path):
     np.testing.assert_array_equal(panels["validation/task/accuracy"]["b"][1], [0.6, 0.6])
     with pytest.raises(UserError, match="hold none of"):
         figures.compared_curves(tmp_path / "c.png", logs, ["other/accuracy"])
+
+
+def test_seeds_are_replicates_of_a_method():
+    class Task:
+        def metrics(self, predicted, labels):
+            return {"accuracy": float(np.mean(predicted == labels["truth"]))}
+
+    labels = {"truth": np.zeros(1000, int), "index": np.arange(1000)}
+    wrong = (500, 520, 540, 400, 430)  # three seeds of the first method, two of the second
+    found = [{"predictions": {"a": np.arange(1000) < n}, "labels": labels} for n in wrong]
+    sizes = (3, 2)
+    row = compare._of_task("a", [Task()] * 5, found, 50, sizes)["a/accuracy"]
+    assert row["values"] == [[0.5, 0.48, 0.46], [0.6, 0.57]] and row["over"] == ["seeds"]
+    assert row["deviations"] == [pytest.approx(0.02), pytest.approx(0.03 / 2**0.5)]
+    # Welch by hand: difference 0.105, variance 0.0004 / 3 + 0.00045 / 2, 2.1 degrees of freedom.
+    variance = (0.0004 / 3, 0.00045 / 2)
+    freedom = sum(variance) ** 2 / (variance[0] ** 2 / 2 + variance[1] ** 2 / 1)
+    half = stats.t.ppf(0.975, freedom) * sum(variance) ** 0.5
+    assert row["intervals"][0] == [pytest.approx(0.105 - half), pytest.approx(0.105 + half)]
+    report = {
+        "data": "faces", "split": "test", "examples": 1000, "methods": ["old", "new"],
+        "runs": list(sizes), "metrics": {"a/accuracy": row},
+    }  # fmt: skip
+    said = compare.text(report)
+    assert "old (3 runs)  48.00 ± 2.00 %" in said and "+10.50 [" in said
+    assert said.endswith(" over seeds")
+
+
+def test_methods_are_named_by_their_folders(tmp_path):
+    for name in ("sl-0", "sl-1", "joint_0", "joint_1"):
+        (tmp_path / name).mkdir()
+    found = compare.methods_of([f"{tmp_path}/sl-*", f"{tmp_path}/joint_0,{tmp_path}/joint_1"])
+    assert {name: [path.name for path in paths] for name, paths in found.items()} == {
+        "sl": ["sl-0", "sl-1"], "joint": ["joint_0", "joint_1"],
+    }  # fmt: skip
+    found = compare.methods_of([f"plain={tmp_path}/sl-0", f"{tmp_path}/joint_0"])
+    assert list(found) == ["plain", "joint_0"]
+    assert found["plain"] == [pathlib.Path(tmp_path / "sl-0")]
