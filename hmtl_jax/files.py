@@ -51,7 +51,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """As `write_text`."""
+    write_text(path, json.dumps(found, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
     """Whole or not at all: a process may be killed here."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)

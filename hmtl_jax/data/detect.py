@@ -1,7 +1,8 @@
 """Where the faces of a picture are, for sets that don't say: OpenCV's YuNet (Wu et al. 2023).
 
-Its weights (MIT licence, face_detection_yunet_2023mar.onnx in OpenCV's model zoo) are the user's to
-fetch and to point at; nothing is fetched here.
+Its weights (MIT licence, face_detection_yunet_2026may.onnx in OpenCV's model zoo) are the user's to
+fetch and to point at; nothing is fetched here. The file of 2023 has a fixed size of pictures, which
+OpenCV 5 does not change.
 """
 
 import dataclasses
@@ -97,7 +98,7 @@ class YuNet:
         if not self._weights.is_file():
             raise UserError(
                 f"--detector {weights} does not exist; it is the file "
-                "face_detection_yunet_2023mar.onnx of OpenCV's model zoo, fetched by you."
+                "face_detection_yunet_2026may.onnx of OpenCV's model zoo, fetched by you."
             )
         self._local = threading.local()
         self._network()

@@ -186,5 +186,5 @@ def test_the_official_test_list_is_read(shared_data):
 
 def test_a_detector_wants_its_weights():
     image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(Exception, match=r"face_detection_yunet_2023mar\.onnx"):
+    with pytest.raises(Exception, match=r"face_detection_yunet_2026may\.onnx"):
         detect.YuNet("nowhere.onnx")(image)
