@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from scipy import stats
 
 from hmtl_jax import (
     build,
@@ -39,6 +40,9 @@ Split = tuple[np.ndarray, np.ndarray]
 # Inverse strength of the classifier's L2 penalty, and strength of ridge's; ours.
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ALPHAS = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+# Labelled examples a class of the few-shot probe, and how often these are drawn; ours.
+SHOTS = (1, 5, 10)
+DRAWS = 10
 # Of the votes of near neighbours, as in Wu 2018 (arXiv 1805.01978).
 TEMPERATURE = 0.07
 
@@ -183,6 +187,7 @@ def report(
             found[encoder] = {
                 "linear": linear_probe(train, validation, test, names),
                 "neighbours": knn(train, test, names, config.probe.neighbours),
+                "few_shot": few_shot(train, test, names),
             }
         found[encoder]["train_examples"] = len(train[1])
     path = folder / f"probe-{label}.json"
@@ -195,6 +200,12 @@ def report(
                 f"{label}, {kind}: test {metric} {ours:.4f}, with a random encoder {chance:.4f}; "
                 f"see {path}"
             )
+    for shots in found["trained"].get("few_shot", ()):
+        ours, chance = (found[e]["few_shot"][shots] for e in ("trained", "random"))
+        cluster.say(
+            f"{label}, {shots} a class, {ours['draws']} draws: test accuracy "
+            f"{ours['accuracy']:.4f} ± {ours['deviation']:.4f}, with a random encoder {chance['accuracy']:.4f}"
+        )
 
 
 def _in_columns(features_nd: np.ndarray, labels: np.ndarray) -> Split:
@@ -289,6 +300,43 @@ def knn(train: Split, test: Split, class_names: Sequence[str], k: int = 20) -> d
             places = (np.arange(start, start + len(weight)), labels[nearest[:, column]])
             np.add.at(votes, places, weight[:, column])
     return classification_metrics(votes / votes.sum(axis=1, keepdims=True), truth, class_names)
+
+
+def few_shot(
+    train: Split,
+    test: Split,
+    class_names: Sequence[str],
+    shots: Sequence[int] = SHOTS,
+    draws: int = DRAWS,
+) -> dict[str, dict[str, Any]]:
+    """Accuracy on test of a logistic regression (C = 1) on a few training examples of each class.
+
+    Arguments and errors as in `linear_probe`; shots: examples a class, all of a class that has
+    fewer; draws: of these examples, the same for every encoder.
+
+    Returns "1", "5", … → `accuracy` and `balanced_accuracy`, means over the draws, `deviation` of
+    the accuracy over them, `interval`: [low, high], Student's 95 % of its mean, and `draws`.
+    """
+    (known, labels), (asked, truth) = (_labelled(*split) for split in (train, test))
+    found = {}
+    for count in shots:
+        rng, scores = np.random.default_rng(count), []
+        for _ in range(draws):
+            order = rng.permutation(len(labels))
+            rows = np.concatenate([order[labels[order] == of][:count] for of in np.unique(labels)])
+            model = _logistic((known[rows], labels[rows]), 1.0)
+            probabilities = np.zeros((len(truth), len(class_names)))
+            probabilities[:, model.classes_] = model.predict_proba(asked)
+            score = classification_metrics(probabilities, truth, class_names)
+            scores.append((score["accuracy"], score["balanced_accuracy"]))
+        accuracy, balanced = np.mean(scores, axis=0).tolist()
+        deviation = float(np.std([one for one, _ in scores], ddof=1))
+        half = float(stats.t.ppf(0.975, draws - 1)) * deviation / draws**0.5
+        found[str(count)] = {
+            "accuracy": accuracy, "balanced_accuracy": balanced, "deviation": deviation,
+            "interval": [accuracy - half, accuracy + half], "draws": draws,
+        }  # fmt: skip
+    return found
 
 
 def ridge(

@@ -75,6 +75,7 @@ def page(paths: Sequence[pathlib.Path], *, pictures: bool = False) -> str:
         curves=list(_curves(runs)),
         tasks=[_task(name, runs, pictures) for name in tasks],
         groups=list(_groups(runs)),
+        probes=list(_probes(runs)),
         pictures=list(_pictures(runs)) if pictures else [],
     )
 
@@ -291,6 +292,25 @@ def _groups(runs: Sequence[Run]) -> Iterator[str]:
         groups = list(dict.fromkeys(group for of in each.values() for group in of))
         series = {name: [cell(of.get(group)) for group in groups] for name, of in each.items()}
         yield charts.dots(f"{task}/{metric} by {grouping}", groups, series, unit.strip())
+
+
+def _probes(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[str]]]:
+    """What the job `probe` left in the runs: label, encoder, and test figures."""
+    for run in runs:
+        for file in sorted((run.folder / "probe").glob("probe-*.json")):
+            found = files.read_json(file)
+            for encoder in ("trained", "random"):
+                of, cells = found[encoder], []
+                for kind in ("linear", "neighbours"):
+                    if kind in of:
+                        measures = _measures(of[kind])
+                        key = names.first_headline(measures)
+                        cells.append(f"{kind}: {key} {measures[key]}")
+                for shots, one in of.get("few_shot", {}).items():
+                    spread = f"{100 * one['accuracy']:.2f} ± {100 * one['deviation']:.2f} %"
+                    cells.append(f"{shots} a class: {spread}")
+                said = run.name if encoder == "trained" else f"{run.name}, random weights"
+                yield found["label"], said, cells
 
 
 def _group(scale: float, row: Mapping[str, Any] | None) -> tuple[float, float, float] | None:

@@ -50,9 +50,9 @@ def probe_of(**changes):
 def test_a_probe_reports_the_run_beside_a_random_encoder(finished, tmp_path):
     printed = runs.run(probe_of(init_from=str(finished)), tmp_path / "probe")
     found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
-    assert (
-        set(found["trained"]) == set(found["random"]) == {"linear", "neighbours", "train_examples"}
-    )
+    kinds = {"linear", "neighbours", "few_shot", "train_examples"}
+    assert set(found["trained"]) == set(found["random"]) == kinds
+    assert set(found["trained"]["few_shot"]) == {"1", "5", "10"}
     for encoder in ("trained", "random"):
         assert found[encoder]["train_examples"] == runs.SIZES["train"]
         assert found[encoder]["linear"]["n"] == runs.SIZES["test"]

@@ -82,6 +82,22 @@ def test_missing_labels_and_absent_classes():
     assert probe.knn(train, test, NAMES)["per_class"]["grim"]["recall"] == 0
 
 
+def test_few_examples_a_class_are_drawn_and_more_of_them_tell_more():
+    train, test = split(300, 0, noise=1.5), split(400, 1, noise=1.5)
+    found = probe.few_shot(train, test, NAMES, shots=(1, 20), draws=8)
+    one, twenty = found["1"], found["20"]
+    assert 0.34 < one["accuracy"] < twenty["accuracy"] - 0.05 and one["draws"] == 8
+    assert twenty["deviation"] < one["deviation"]
+    for of in found.values():
+        low, high = of["interval"]
+        # Student's, of eight draws: 2.365 deviations over √8.
+        assert (high - low) / 2 == pytest.approx(2.365 * of["deviation"] / 8**0.5, rel=1e-3)
+        assert (high + low) / 2 == pytest.approx(of["accuracy"])
+    assert probe.few_shot(train, test, NAMES, shots=(1, 20), draws=8) == found
+    everything = probe.few_shot(train, test, NAMES, shots=(1000,), draws=3)["1000"]
+    assert everything["deviation"] == pytest.approx(0, abs=1e-3)  # all of each class, every time
+
+
 def test_ridge_finds_linear_numbers_and_leaves_out_missing_ones():
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(8, 2))

@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from configs import linear_probe
 from hmtl_jax import charts, evaluate, fairness, report
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import writer
@@ -20,6 +21,9 @@ def pair(tiny_data, compile_cache, tmp_path_factory):
     runs.run(runs.config(tiny_data, supervised=True, steps=8, epochs=0.0), folder / "alone")
     for name in ("joint", "alone"):
         evaluate.assess(folder / name, resamples=20)
+    config = linear_probe.get_config()
+    config.init_from, config.batch_size = str(folder / "joint"), 16
+    runs.run(config.lock(), folder / "joint" / "probe")
     found = fairness.assess(folder / "joint", ["expression"], resamples=20)
     (folder / "joint" / "fairness").mkdir()
     (folder / "joint" / "fairness" / "one.json").write_text(json.dumps(found))
@@ -33,6 +37,7 @@ def test_a_page_tells_what_two_runs_became(pair):
     for said in (
         "Training loss, expression", "validation/expression/accuracy", "Recall by class",
         "Calibration", "Confusion, joint", "Surest mistakes, alone", "accuracy by expression",
+        "joint, random weights", "10 a class: ",
         "weighting.lam", "pretexts.mae.kind: None → &#39;mae&#39;",
     ):  # fmt: skip
         assert said in made, said
