@@ -204,7 +204,8 @@ def report(
         ours, chance = (found[e]["few_shot"][shots] for e in ("trained", "random"))
         cluster.say(
             f"{label}, {shots} a class, {ours['draws']} draws: test accuracy "
-            f"{ours['accuracy']:.4f} ± {ours['deviation']:.4f}, with a random encoder {chance['accuracy']:.4f}"
+            f"{ours['accuracy']:.4f} ± {ours['deviation']:.4f}, with a random encoder "
+            f"{chance['accuracy']:.4f}"
         )
 
 
