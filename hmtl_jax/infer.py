@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hmtl_jax import textures
 from hmtl_jax.data import augment
+from hmtl_jax.errors import UserError
 from hmtl_jax.program import Program, answers, make_views, skills, streams
 
 
@@ -80,3 +81,54 @@ def pretext_step(program: Program, variables: Mapping, batch: Mapping[str, jax.A
     views, targets, outputs = pretext_outputs(program, variables, images, batch["index"])
     views = {view: views[view] for view in targets}
     return {"images": images, "views": views, "targets": targets, "outputs": outputs}
+
+
+def attention_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
+    """Where a model looks, by task: float32 [B, h, w] in [0, 1], 1 at the strongest place.
+
+    Of a ViT attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928: the product over blocks of
+    half the heads' mean and half the identity), from what is pooled to the patches; the same for
+    all tasks, under the name "rollout". Of a convolutional encoder Grad-CAM (Selvaraju 2017, arXiv
+    1610.02391) on its last map, for the largest output of each task. A fused model raises
+    UserError.
+    """
+    if program.model.fuse:
+        raise UserError("A model that fuses views has no single place where it looks.")
+    images = textures.as_input(program.input, augment.to_float(batch["image"], program.image_size))
+    stages, seen = program.model.apply(
+        variables, images, method="features", mutable=["intermediates"]
+    )
+    if "tokens" in stages:
+        grid = stages["patches"].shape[1:3]
+        return {"rollout": _rollout(seen["intermediates"], program.model.encoder.pool, grid)}
+    return {name: _grad_cam(program, variables, stages, name) for name in program.tasks}
+
+
+def _rollout(seen: Mapping, pool: str, grid: tuple[int, int]) -> jax.Array:
+    weights = [leaf for _, leaf in sorted(jax.tree_util.tree_leaves_with_path(seen), key=str)]
+    if weights[0].ndim == 5:  # scanned blocks hold one array of all
+        weights = list(weights[0])
+    count = weights[0].shape[-1]
+    passed = jnp.eye(count)[None]
+    for weights_bhnm in weights:
+        mixed = 0.5 * weights_bhnm.astype(jnp.float32).mean(axis=1) + 0.5 * jnp.eye(count)[None]
+        passed = jnp.einsum("bnm,bmk->bnk", mixed, passed)
+    rows = passed[:, 0] if pool == "cls" else passed[:, 1:].mean(axis=1)
+    return _to_one(rows[:, 1:].reshape(-1, *grid))
+
+
+def _grad_cam(program: Program, variables: Mapping, stages: dict, task: str) -> jax.Array:
+    patches_bhwc = stages["patches"].astype(jnp.float32)
+
+    def strongest(patches_bhwc):
+        answer = program.model.apply(
+            variables, task, stages | {"pooled": patches_bhwc.mean(axis=(1, 2))}, method="answer"
+        )
+        return answer.max(axis=-1).sum()  # rows of a batch don't mix
+
+    slope = jax.grad(strongest)(patches_bhwc).mean(axis=(1, 2))
+    return _to_one(jax.nn.relu(jnp.einsum("bhwc,bc->bhw", patches_bhwc, slope)))
+
+
+def _to_one(maps_bhw: jax.Array) -> jax.Array:
+    return maps_bhw / jnp.maximum(maps_bhw.max(axis=(1, 2), keepdims=True), 1e-12)

@@ -79,6 +79,10 @@ class Predictor:
             self._step = build.jitted(
                 infer.eval_step, self._run.program, out_shardings=sharding.replicated(self._mesh)
             )
+            self._attend = build.jitted(
+                infer.attention_step, self._run.program,
+                out_shardings=sharding.replicated(self._mesh),
+            )  # fmt: skip
         self.tasks = dict(self._run.program.tasks)
         if not self.tasks:
             raise UserError(f"The run {run} has no task, and nothing to predict.")
@@ -126,6 +130,23 @@ class Predictor:
             for at in range(0, len(resized), self.batch_size)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.tasks}
+
+    def attention(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Where the model looks in pictures, as `infer.attention_step` tells: NAME → [N, S, S].
+
+        In [0, 1] and of the size that the network gets.
+        """
+        resized = [decode.resize(image, self.size) for image in images]
+        parts = []
+        for at in range(0, len(resized), self.batch_size):
+            part = resized[at : at + self.batch_size]
+            found = self._on_devices(self._attend, part)
+            parts.append({name: maps[: len(part)] for name, maps in found.items()})
+        shape = (self.size, self.size)
+        return {
+            name: np.stack([cv2.resize(one, shape) for part in parts for one in part[name]])
+            for name in parts[0]
+        }
 
     def row(self, sight: Sight, predicted: Mapping[str, Any] | None) -> dict[str, Any]:
         """A sight and its predictions as a row of the table."""
@@ -181,13 +202,16 @@ class Predictor:
             place += 1
 
     def _batch(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """One compiled shape for all: what a batch lacks is zeros, and cut off again."""
+        found = self._on_devices(self._step, images)["predictions"]
+        return {name: np.asarray(rows)[: len(images)] for name, rows in found.items()}
+
+    def _on_devices(self, step: Any, images: Sequence[np.ndarray]) -> Any:
+        """One compiled shape for all: what a batch lacks is zeros, whose rows come last."""
         batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
         batch[: len(images)] = images
         with jax.set_mesh(self._mesh):
             on_devices = sharding.to_devices({"image": batch}, self._mesh)
-            found = jax.device_get(self._step(self._run.variables, on_devices)["predictions"])
-        return {name: np.asarray(rows)[: len(images)] for name, rows in found.items()}
+            return jax.device_get(step(self._run.variables, on_devices))
 
 
 def _columns(name: str, task: Any, values: np.ndarray | None) -> dict[str, Any]:
@@ -272,8 +296,13 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def drawn(predictor: Predictor, seen: Sequence[tuple[Sight, Any]]) -> np.ndarray:
-    """A picture with the boxes of its faces, their axes of pose, and bars of likely classes."""
+def drawn(
+    predictor: Predictor, seen: Sequence[tuple[Sight, Any]], attention: bool = False
+) -> np.ndarray:
+    """A picture with the boxes of its faces, their axes of pose, and bars of likely classes.
+
+    attention: with each face beside it, red where the model looks.
+    """
     whole = seen[0][0].whole
     assert whole is not None
     scale = 480 / max(whole.shape[:2])
@@ -302,7 +331,28 @@ def drawn(predictor: Predictor, seen: Sequence[tuple[Sight, Any]]) -> np.ndarray
                 )
                 said = f"{number} {outputs[at]} {values[at]:.2f}"
                 cv2.putText(panel, said, (10, y), 0, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([image, panel], axis=1)
+    found = [image, panel]
+    faces = [sight.image for sight, _ in seen if sight.image is not None]
+    if attention and faces:
+        found.append(_looks(predictor, faces, image.shape[0]))
+    return np.concatenate(found, axis=1)
+
+
+def _looks(predictor: Predictor, faces: Sequence[np.ndarray], height: int) -> np.ndarray:
+    """A row for each face that fits, a column for each map: red is looked at, blue is not."""
+    maps, side = predictor.attention(faces), 120
+    panel = np.full((height, side * len(maps), 3), 255, np.uint8)
+    for column, (name, of) in enumerate(maps.items()):
+        for row, (face, strength) in enumerate(zip(faces, of, strict=True)):
+            top = row * side
+            if top + side > height:
+                break
+            heat = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_TURBO)
+            mixed = cv2.addWeighted(face, 0.55, heat[..., ::-1], 0.45, 0)
+            tile = cv2.resize(mixed, (side, side), interpolation=cv2.INTER_AREA)
+            cv2.putText(tile, name, (4, side - 6), 0, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+            panel[top : top + side, column * side : (column + 1) * side] = tile
+    return panel
 
 
 def _draw_axes(image: np.ndarray, corners: Sequence[int], angles: np.ndarray) -> None:
@@ -332,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, help=f"a file: {', '.join(FORMATS)}")
     parser.add_argument("--overwrite", action="store_true", help="replace --out")
     parser.add_argument("--draw", type=pathlib.Path, help="a folder for pictures with the answers")
+    parser.add_argument("--attention", action="store_true", help="draw where the model looks too")
     parser.add_argument("--detector", default="", help="weights of YuNet: a row for each face")
     parser.add_argument("--align", action="store_true", help="turn faces upright by their points")
     parser.add_argument("--frames", type=int, default=8, help="of each video")
@@ -353,6 +404,8 @@ def _run(args: argparse.Namespace) -> None:
     for name in ("frames", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: give 1 or more.")
+    if args.attention and not args.draw:
+        raise UserError("--attention needs --draw, a folder for the pictures.")
     found = list(inputs(args.paths))
     predictor = Predictor(
         files.local(args.run, "RUN"), detector=args.detector, align=args.align,
@@ -364,11 +417,11 @@ def _run(args: argparse.Namespace) -> None:
         rows.append(predictor.row(sight, predicted))
         if args.draw:
             if group and (group[0][0].input, group[0][0].frame) != (sight.input, sight.frame):
-                _draw(predictor, args.draw, group)
+                _draw(predictor, args.draw, group, args.attention)
                 group = []
             group.append((sight, predicted))
     if group:
-        _draw(predictor, args.draw, group)
+        _draw(predictor, args.draw, group, args.attention)
     if args.out:
         write(rows, args.out)
         failed = sum(bool(row["error"]) for row in rows)
@@ -377,7 +430,7 @@ def _run(args: argparse.Namespace) -> None:
         print(as_csv(rows), end="")
 
 
-def _draw(predictor: Predictor, folder: pathlib.Path, group: Sequence) -> None:
+def _draw(predictor: Predictor, folder: pathlib.Path, group: Sequence, attention: bool) -> None:
     first = group[0][0]
     if first.whole is None:
         return
@@ -386,7 +439,7 @@ def _draw(predictor: Predictor, folder: pathlib.Path, group: Sequence) -> None:
     path, number = folder / f"{stem}.png", 1
     while path.exists():
         path, number = folder / f"{stem}-{number}.png", number + 1
-    cv2.imwrite(str(path), drawn(predictor, group)[..., ::-1])
+    cv2.imwrite(str(path), drawn(predictor, group, attention)[..., ::-1])
 
 
 if __name__ == "__main__":

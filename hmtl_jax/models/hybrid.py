@@ -61,6 +61,10 @@ class Hybrid(nn.Module):
         """Stages of images [B, H, W, 3] in [0, 1], as in evaluation; heads and decoders unread."""
         return self.encoder(normalise(images_bhwc), None, train=False)
 
+    def answer(self, task: str, stages: dict[str, jax.Array]) -> jax.Array:
+        """What the head of a task makes of stages, as in evaluation, float32 [B, outputs]."""
+        return self.heads[task](stages, train=False)
+
     def encode(self, views: Mapping[str, View], *, train: bool = False) -> dict[str, dict]:
         """Named views → named stages; views of equal shape share one call of the encoder."""
         groups: dict[tuple, list[str]] = {}

@@ -168,9 +168,14 @@ def attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Ar
     return _attention_forward(q_bnhd, k_bmhd, v_bmhd)[0]
 
 
-def _attention_forward(q_bnhd, k_bmhd, v_bmhd):
+def attention_weights(q_bnhd: jax.Array, k_bmhd: jax.Array) -> jax.Array:
+    """softmax(q kᵀ / √D) for each head, [B, H, N, M] in f32 or wider; rows sum to 1."""
     scores = wide(jnp.einsum("bnhd,bmhd->bhnm", q_bnhd, k_bmhd)) * q_bnhd.shape[-1] ** -0.5
-    weights_bhnm = jax.nn.softmax(scores, axis=-1).astype(v_bmhd.dtype)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _attention_forward(q_bnhd, k_bmhd, v_bmhd):
+    weights_bhnm = attention_weights(q_bnhd, k_bmhd).astype(v_bmhd.dtype)
     out_bnhd = jnp.einsum("bhnm,bmhd->bnhd", weights_bhnm, v_bmhd)
     return out_bnhd, (q_bnhd, k_bmhd, v_bmhd, weights_bhnm)
 

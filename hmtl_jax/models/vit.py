@@ -16,7 +16,14 @@ import numpy as np
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models import stems
 from hmtl_jax.models.conv import check_whole
-from hmtl_jax.models.layers import Dense, DropPath, LayerNorm, attention, gelu
+from hmtl_jax.models.layers import (
+    Dense,
+    DropPath,
+    LayerNorm,
+    attention,
+    attention_weights,
+    gelu,
+)
 from hmtl_jax.patches import patchify
 
 # Width, depth, heads of the published models (SSAT and MAE authors' code); MLP ratio is 4.
@@ -98,6 +105,8 @@ class Block(nn.Module):
         y = LayerNorm(self.dtype, name="norm1")(x_bnd)
         qkv = Dense(3 * self.dim, self.dtype, name="qkv")(y)
         qkv = qkv.reshape(*qkv.shape[:2], 3, self.heads, self.dim // self.heads)
+        if self.is_mutable_collection("intermediates"):  # only where someone asks to see them
+            self.sow("intermediates", "weights", attention_weights(qkv[:, :, 0], qkv[:, :, 1]))
         y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x_bnd.shape)
         x_bnd = x_bnd + drop(Dense(self.dim, self.dtype, name="proj")(y), train=train)
         y = LayerNorm(self.dtype, name="norm2")(x_bnd)
@@ -133,7 +142,7 @@ class Blocks(nn.Module):
 
             scanned = nn.scan(
                 body,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=self.depth,
             )
