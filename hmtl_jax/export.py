@@ -1,7 +1,8 @@
 """python -m hmtl_jax.export RUN: the encoder and the whole model of a run as files for others.
 
 Leaves in the run encoder.safetensors, the encoder in timm's naming; and model.stablehlo, encoder
-and heads as one program (jax.export), with model.json, which says what goes in and comes out.
+and heads as one program (jax.export), with model.json, which says what goes in and comes out; and
+model_card.md: data, figures, groups and limits, from what was measured.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from hmtl_jax import cluster, files, infer, sharding, trained, workdir
+from hmtl_jax import cluster, files, infer, model_card, sharding, trained, workdir
 from hmtl_jax.errors import UserError
 from hmtl_jax.models import pretrained
 from hmtl_jax.tasks import TASKS
@@ -53,7 +54,10 @@ def write(path: pathlib.Path) -> list[pathlib.Path]:
         )
     if found.program.tasks:
         left += _write_program(found, variables)
-    return left
+    card = found.run / "model_card.md"
+    files.write_text(card, model_card.text(found.run))
+    cluster.say(f"what may be said of it is in {card}")
+    return [*left, card]
 
 
 def _write_encoder(found: trained.Trained, variables: Mapping[str, Any]) -> list[pathlib.Path]:

@@ -12,7 +12,6 @@ import argparse
 import base64
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +19,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow.parquet
 from scipy import stats
 
-from hmtl_jax import charts, files, recipe, trained, workdir
+from hmtl_jax import charts, files, recipe, results, trained, workdir
 from hmtl_jax.data import sources
 from hmtl_jax.errors import UserError
-from hmtl_jax.metrics import names, writer
+from hmtl_jax.metrics import names
 
 MISTAKES = 12
 TEMPLATE = pathlib.Path(__file__).with_suffix(".html")
@@ -37,30 +35,13 @@ CURVES = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A workdir as far as the page shows it; `answers` are those of the newest test report."""
-
-    name: str
-    folder: pathlib.Path
-    config: Mapping[str, Any]
-    log: Sequence[Mapping[str, Any]]
-    test: Mapping[str, Any]
-    answers: Mapping[str, list]
-
-    @property
-    def recipe(self) -> list[tuple[str, Any]]:
-        """Its keys and values."""
-        return sorted(self.config.items())
-
-
 def page(paths: Sequence[pathlib.Path], *, pictures: bool = False) -> str:
     """The page of one or more runs, as HTML.
 
     paths: workdirs. pictures: with the faces of the surest mistakes, and what lies in the runs'
     folders `pictures`. Raises UserError for a path that is no run.
     """
-    runs = [_opened(path, path.resolve().name) for path in paths]
+    runs = [results.opened(path) for path in paths]
     if len({run.name for run in runs}) < len(runs):
         runs = [dataclasses.replace(run, name=str(run.folder)) for run in runs]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -80,30 +61,11 @@ def page(paths: Sequence[pathlib.Path], *, pictures: bool = False) -> str:
     )
 
 
-def _opened(path: pathlib.Path, name: str) -> Run:
-    folder = path.resolve()
-    if not (folder / workdir.CONFIG).is_file():
-        raise UserError(f"{path} is no workdir of a run; it has no {workdir.CONFIG}.")
-    log = folder / writer.FILE_NAME
-    reports = [
-        (json.loads(file.read_text()), file) for file in sorted((folder / "eval").glob("*.json"))
-    ]
-    config = workdir.read(folder, workdir.CONFIG)
-    own = [
-        (found, file) for found, file in reports
-        if file.name == f"{config['data.test']}-{found['step']}.json"
-    ]  # fmt: skip
-    test, file = max(own, key=lambda one: one[0]["step"], default=({}, folder))
-    table = file.with_suffix(".parquet")
-    answers = pyarrow.parquet.read_table(table).to_pydict() if table.is_file() else {}
-    return Run(name, folder, config, writer.read(log) if log.exists() else [], test, answers)
-
-
-def _tasks(run: Run) -> list[str]:
+def _tasks(run: results.Run) -> list[str]:
     return [name for name in workdir.read(run.folder, workdir.TASKS) if name in run.test]
 
 
-def _summary(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+def _summary(runs: Sequence[results.Run]) -> Iterator[tuple[str, list[str]]]:
     data = [workdir.read(run.folder, workdir.DATA) for run in runs]
     versions = [workdir.read(run.folder, workdir.VERSIONS) for run in runs]
     yield "encoder", [run.config["model.encoder"] for run in runs]
@@ -116,39 +78,21 @@ def _summary(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     yield "commit", [of.get("commit", "–")[:12] for of in versions]
 
 
-def _last(run: Run) -> str:
+def _last(run: results.Run) -> str:
     return str(run.log[-1]["step"]) if run.log else "–"
 
 
-def _headlines(run: Run) -> dict[str, str]:
+def _headlines(run: results.Run) -> dict[str, str]:
     return {
         f"{task}/{name}": said
         for task, part in run.test.items()
         if isinstance(part, Mapping)
-        for name, said in _measures(part).items()
+        for name, said in results.measures(part).items()
         if names.metric(name).headline
     }
 
 
-def _measures(part: Mapping[str, Any]) -> dict[str, str]:
-    """Each measure of a task, with its interval where the report has one."""
-    found = {}
-    for name, value in part.items():
-        if isinstance(value, float):
-            scale, unit = _scale(name)
-            found[name] = f"{scale * value:.2f}{unit}"
-            interval = part.get("intervals", {}).get(name) or part.get(f"{name}_interval")
-            if interval:
-                low, high = (scale * bound for bound in interval)
-                found[name] += f" ({low:.2f}–{high:.2f})"
-    return found
-
-
-def _scale(name: str) -> tuple[float, str]:
-    return (100, " %") if names.metric(name).unit in ("share", "area") else (1, "")
-
-
-def _curves(runs: Sequence[Run]) -> Iterator[str]:
+def _curves(runs: Sequence[results.Run]) -> Iterator[str]:
     logged = dict.fromkeys(key for run in runs for row in run.log for key in row)
     among = [run.name for run in runs]
     for start, title in CURVES.items():
@@ -167,10 +111,10 @@ def _curves(runs: Sequence[Run]) -> Iterator[str]:
                 )
 
 
-def _task(name: str, runs: Sequence[Run], pictures: bool) -> dict[str, Any]:
+def _task(name: str, runs: Sequence[results.Run], pictures: bool) -> dict[str, Any]:
     having = [run for run in runs if name in run.test]
     found: dict[str, Any] = {"name": name, "charts": [], "confusions": [], "mistakes": []}
-    measured = [_measures(run.test.get(name, {})) for run in runs]
+    measured = [results.measures(run.test.get(name, {})) for run in runs]
     rows = dict.fromkeys(key for of in measured for key in of)
     found["measures"] = [(key, [of.get(key, "–") for of in measured]) for key in rows]
     found["charts"] += _of_classes(name, having) + _of_numbers(name, having)
@@ -186,7 +130,7 @@ def _task(name: str, runs: Sequence[Run], pictures: bool) -> dict[str, Any]:
     return found
 
 
-def _of_classes(task: str, runs: Sequence[Run]) -> list[str]:
+def _of_classes(task: str, runs: Sequence[results.Run]) -> list[str]:
     """Recall of each class, with Wilson's interval."""
     each = {run.name: run.test[task].get("per_class") for run in runs}
     classes = list(dict.fromkeys(name for of in each.values() for name in of or ()))
@@ -206,13 +150,13 @@ def _of_classes(task: str, runs: Sequence[Run]) -> list[str]:
     return [charts.dots("Recall by class", rows, series, "%")]
 
 
-def _of_numbers(task: str, runs: Sequence[Run]) -> list[str]:
+def _of_numbers(task: str, runs: Sequence[results.Run]) -> list[str]:
     """The measure of each attribute or number; without intervals, which reports do not have."""
     found = []
     for table, measure in (("per_attribute", "auc"), ("per_label", "mae")):
         each = {run.name: run.test[task].get(table, {}) for run in runs}
         rows = list(dict.fromkeys(name for of in each.values() for name in of))
-        scale, unit = _scale(measure)
+        scale, unit = results.shown_in(measure)
         series = {
             name: [
                 (scale * value,) * 3
@@ -227,7 +171,7 @@ def _of_numbers(task: str, runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _sureness(task: str, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+def _sureness(task: str, run: results.Run) -> tuple[np.ndarray, np.ndarray] | None:
     """The probability of the predicted class, and whether it is right, of labelled rows."""
     read = _answered(task, run)
     if read is None:
@@ -235,7 +179,7 @@ def _sureness(task: str, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
     return np.array([row["share"] for row in read]), np.array([row["right"] for row in read])
 
 
-def _answered(task: str, run: Run) -> list[dict[str, Any]] | None:
+def _answered(task: str, run: results.Run) -> list[dict[str, Any]] | None:
     """Each labelled example of a classification: key, truth, predicted, share, right."""
     fields = workdir.read(run.folder, workdir.TASKS)[task]
     if fields["kind"] != "classification" or f"predicted/{task}" not in run.answers:
@@ -252,7 +196,7 @@ def _answered(task: str, run: Run) -> list[dict[str, Any]] | None:
     ]  # fmt: skip
 
 
-def _mistakes(task: str, run: Run, pictures: bool) -> list[dict[str, Any]]:
+def _mistakes(task: str, run: results.Run, pictures: bool) -> list[dict[str, Any]]:
     wrong = [row for row in _answered(task, run) or () if not row["right"]]
     wrong = sorted(wrong, key=lambda row: -row["share"])[:MISTAKES]
     if not pictures or not wrong:
@@ -267,7 +211,7 @@ def _mistakes(task: str, run: Run, pictures: bool) -> list[dict[str, Any]]:
     return [row | {"picture": found.get(row["key"], "")} for row in wrong]
 
 
-def _confusion(run: Run, part: Mapping[str, Any]) -> dict[str, Any]:
+def _confusion(run: results.Run, part: Mapping[str, Any]) -> dict[str, Any]:
     classes, counts = list(part["per_class"]), part["confusion"]
     rows = [
         (f"{name} ({sum(row):,})", [(count / max(1, sum(row)), count) for count in row])
@@ -276,25 +220,22 @@ def _confusion(run: Run, part: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": run.name, "names": classes, "rows": rows}
 
 
-def _groups(runs: Sequence[Run]) -> Iterator[str]:
+def _groups(runs: Sequence[results.Run]) -> Iterator[str]:
     """What `hmtl_jax.fairness` left, the newest of each run."""
     left: dict[tuple[str, str, str], dict[str, dict]] = {}
     for run in runs:
-        reports = sorted(
-            (run.folder / "fairness").glob("*.json"), key=lambda of: of.stat().st_mtime
-        )
-        for task, of in json.loads(reports[-1].read_text())["tasks"].items() if reports else ():
+        for task, of in results.by_group(run).items():
             for grouping, part in of["columns"].items():
                 left.setdefault((task, of["metric"], grouping), {})[run.name] = part["groups"]
     for (task, metric, grouping), each in left.items():
-        scale, unit = _scale(metric)
+        scale, unit = results.shown_in(metric)
         cell = functools.partial(_group, scale)
         groups = list(dict.fromkeys(group for of in each.values() for group in of))
         series = {name: [cell(of.get(group)) for group in groups] for name, of in each.items()}
         yield charts.dots(f"{task}/{metric} by {grouping}", groups, series, unit.strip())
 
 
-def _probes(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[str]]]:
+def _probes(runs: Sequence[results.Run]) -> Iterator[tuple[str, str, list[str]]]:
     """What the job `probe` left in the runs: label, encoder, and test figures."""
     for run in runs:
         for file in sorted((run.folder / "probe").glob("probe-*.json")):
@@ -303,7 +244,7 @@ def _probes(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[str]]]:
                 of, cells = found[encoder], []
                 for kind in ("linear", "neighbours"):
                     if kind in of:
-                        measures = _measures(of[kind])
+                        measures = results.measures(of[kind])
                         key = names.first_headline(measures)
                         cells.append(f"{kind}: {key} {measures[key]}")
                 for shots, one in of.get("few_shot", {}).items():
@@ -320,7 +261,7 @@ def _group(scale: float, row: Mapping[str, Any] | None) -> tuple[float, float, f
     return scale * row["value"], scale * low, scale * high
 
 
-def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
+def _pictures(runs: Sequence[results.Run]) -> Iterator[tuple[str, str, str]]:
     """What a run drew, but for what the page draws itself."""
     for run in runs:
         for file in sorted((run.folder / "pictures").rglob("*.png")):

@@ -193,6 +193,15 @@ def test_export_reads_no_data(finished, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(finished)])
     export.main()
     assert "model.stablehlo, for any batch on cpu, cuda, tpu" in capsys.readouterr().out
+    card = (finished / "model_card.md").read_text()
+    (report,) = (finished / "eval").glob("test-*[0-9].json")
+    accuracy = json.loads(report.read_text())["expression"]["accuracy"]
+    for said in (
+        "A `16x2x2/8` on faces of 32 × 32 pixels", "synthetic 1.1.0, 96 pictures",
+        f"| expression/accuracy | {100 * accuracy:.2f} % (", "beside them mae",
+        "Not measured: nobody knows whom", "fewer than 50 test examples",
+    ):  # fmt: skip
+        assert said in card, said
 
 
 def test_another_sets_classes_are_matched_by_name(finished, tiny_data, tmp_path):

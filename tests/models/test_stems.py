@@ -147,6 +147,7 @@ def exported(monkeypatch, folder, config):
         data={"name": "synthetic"},
     )  # fmt: skip
     monkeypatch.setattr(export.trained, "load", lambda *_: run)
+    monkeypatch.setattr(export.model_card, "text", lambda folder: "card")
     export.write(folder)
     return sorted(path.name for path in folder.iterdir())
 
@@ -161,5 +162,5 @@ def test_an_encoder_with_a_stem_is_not_exported_under_names_of_timm(monkeypatch,
 
 def test_the_whole_model_of_a_run_with_a_stem_is_exported(monkeypatch, tmp_path, capsys):
     files = exported(monkeypatch, tmp_path, tiny.config())
-    assert files == ["model.json", "model.stablehlo"]
+    assert files == ["model.json", "model.stablehlo", "model_card.md"]
     assert "no encoder.safetensors" in capsys.readouterr().out
