@@ -54,8 +54,8 @@ def _training(run: results.Run, recipe: Any) -> Iterator[str]:
     beside = ", ".join(sorted(recipe.pretexts)) or "no self-supervised loss"
     yield f"- Losses: {', '.join(sorted(recipe.tasks)) or 'none'}; beside them {beside}."
     steps = run.test.get("step", run.log[-1]["step"] if run.log else "unknown")
-    yield f"- The weights are those of step {steps} ({run.test.get('weights', 'unknown')}), "
-    yield f"  batches of {recipe.batch_size}, seed {recipe.seed}; every key is in `config.json`."
+    yield f"- The weights are those of step {steps} ({run.test.get('weights', 'unknown')}),"
+    yield f"  of batches of {recipe.batch_size}, seed {recipe.seed}; `config.json` has every key."
 
 
 def _figures(run: results.Run, tasks: Mapping[str, Any]) -> Iterator[str]:
