@@ -217,8 +217,7 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     """Method, value, difference and p as they are shown."""
-    share = names.metric(row["metric"]).unit in ("share", "area")
-    scale, unit = (100, " %") if share else (1, "")
+    scale, unit = names.shown_in(row["metric"])
     spread = f" ± {scale * row['deviation']:.2f}" if row["deviation"] is not None else ""
     seeds = f" ({row['runs']} runs)" if row["runs"] > 1 else ""
     cells = [f"{row['method']}{seeds}", f"{scale * row['mean']:.2f}{spread}{unit}", "", ""]

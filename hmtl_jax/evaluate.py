@@ -316,8 +316,7 @@ def text(said: Mapping[str, Any]) -> str:
         task, _, name = key.rpartition("/")
         if not names.metric(name).headline:
             continue
-        share = names.metric(name).unit in ("share", "area")
-        scale, unit = (100, " %") if share else (1, "")
+        scale, unit = names.shown_in(name)
         lines.append(f"  {key:<36}{scale * value:8.2f}{unit}")
         if name in said[task].get("intervals", {}):
             low, high = said[task]["intervals"][name]

@@ -136,10 +136,10 @@ def text(found: Mapping[str, Any]) -> str:
     if found["left_out"]:
         lines[-1] += f" {found['left_out']:,} examples have no group."
     for name, task in found["tasks"].items():
-        percent = names.metric(task["metric"]).unit in ("share", "area")
+        scale, unit = names.shown_in(task["metric"])
         for grouping, part in task["columns"].items():
             lines += ["", f"## {name}/{task['metric']} by {grouping}", ""]
-            lines += _table(part, 100 if percent else 1, " %" if percent else "")
+            lines += _table(part, scale, unit)
     return "\n".join(lines) + "\n"
 
 

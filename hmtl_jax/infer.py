@@ -105,7 +105,7 @@ def attention_step(program: Program, variables: Mapping, batch: Mapping[str, jax
 
 
 def _rollout(seen: Mapping, pool: str, grid: tuple[int, int]) -> jax.Array:
-    weights = [leaf for _, leaf in sorted(jax.tree_util.tree_leaves_with_path(seen), key=str)]
+    weights = jax.tree.leaves(seen)  # by the blocks' names
     if weights[0].ndim == 5:  # scanned blocks hold one array of all
         weights = list(weights[0])
     count = weights[0].shape[-1]

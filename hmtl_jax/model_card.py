@@ -92,7 +92,7 @@ def _groups(run: results.Run) -> Iterator[str]:
     yield "| task | by | lowest | highest | gap |"
     yield "|---|---|---|---|---|"
     for task, of in found.items():
-        scale, unit = results.shown_in(of["metric"])
+        scale, unit = names.shown_in(of["metric"])
         for grouping, part in of["columns"].items():
             ends = []
             for end in (part["lowest"], part["highest"]):

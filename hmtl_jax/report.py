@@ -156,7 +156,7 @@ def _of_numbers(task: str, runs: Sequence[results.Run]) -> list[str]:
     for table, measure in (("per_attribute", "auc"), ("per_label", "mae")):
         each = {run.name: run.test[task].get(table, {}) for run in runs}
         rows = list(dict.fromkeys(name for of in each.values() for name in of))
-        scale, unit = results.shown_in(measure)
+        scale, unit = names.shown_in(measure)
         series = {
             name: [
                 (scale * value,) * 3
@@ -228,7 +228,7 @@ def _groups(runs: Sequence[results.Run]) -> Iterator[str]:
             for grouping, part in of["columns"].items():
                 left.setdefault((task, of["metric"], grouping), {})[run.name] = part["groups"]
     for (task, metric, grouping), each in left.items():
-        scale, unit = results.shown_in(metric)
+        scale, unit = names.shown_in(metric)
         cell = functools.partial(_group, scale)
         groups = list(dict.fromkeys(group for of in each.values() for group in of))
         series = {name: [cell(of.get(group)) for group in groups] for name, of in each.items()}

@@ -55,18 +55,13 @@ def measures(part: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, value in part.items():
         if isinstance(value, float):
-            scale, unit = shown_in(name)
+            scale, unit = names.shown_in(name)
             found[name] = f"{scale * value:.2f}{unit}"
             interval = part.get("intervals", {}).get(name) or part.get(f"{name}_interval")
             if interval:
                 low, high = (scale * bound for bound in interval)
                 found[name] += f" ({low:.2f}–{high:.2f})"
     return found
-
-
-def shown_in(name: str) -> tuple[float, str]:
-    """What a metric is multiplied by where it is shown, and its unit there."""
-    return (100, " %") if names.metric(name).unit in ("share", "area") else (1, "")
 
 
 def by_group(run: Run) -> Mapping[str, Any]:

@@ -43,6 +43,11 @@ def metric(key: str) -> Metric:
     return lookup(METRICS, key.rpartition("/")[2], "metric")
 
 
+def shown_in(key: str) -> tuple[float, str]:
+    """What a metric is multiplied by where people read it, and its unit there."""
+    return (100, " %") if metric(key).unit in ("share", "area") else (1, "")
+
+
 def score(key: str, value: float) -> float:
     """The value of a metric as a number of which more is better."""
     return value if metric(key).higher else -value
