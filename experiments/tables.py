@@ -31,7 +31,7 @@ from concurrent import futures
 import numpy as np
 from scipy import stats
 
-from hmtl_jax import train
+from hmtl_jax import results, train
 from hmtl_jax.files import write_json
 from hmtl_jax.metrics import names
 
@@ -55,7 +55,7 @@ class Table:
     @property
     def percent(self) -> bool:
         """Whether the metric is a share, or an area that reads as one."""
-        return names.metric(self.metric).unit in ("share", "area")
+        return names.shown_in(self.metric)[0] == 100
 
 
 def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -349,9 +349,8 @@ def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score |
     seconds = sum(json.loads((path / DONE).read_text())["seconds"] for path in folders)
     skills = {}
     for path in folders:
-        # The newest, where a cell was evaluated at several steps.
-        reports = (path / "eval").glob("test-*[0-9].json")  # not those of mirrored pictures
-        newest = max(reports, key=lambda report: int(report.stem.rpartition("-")[2]))
+        newest = results.newest_report(path, "test")
+        assert newest is not None  # a stage that is done has its report
         report = json.loads(newest.read_text())
         parts = {name: part for name, part in report.items() if isinstance(part, Mapping)}
         skills |= {name: part["skill"] for name, part in parts.items() if "skill" in part}

@@ -1,20 +1,17 @@
 """Every example of a split with its labels and a run's answers, as a table for other programs."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
 from hmtl_jax.data import sources
 
 
 def table(
     tasks: Mapping[str, Any], source: sources.Opened, found: Mapping[str, Mapping]
-) -> pyarrow.Table:
-    """A row an example, in the order of the split.
+) -> dict[str, Any]:
+    """Columns by name with a row an example, in the order of the split.
 
     tasks: of the run. source: the split, with its classes as the run has them. found: what
     `evaluate.predictions` returned for it.
@@ -30,18 +27,7 @@ def table(
         columns |= _label(label, values, source.class_names(label) or ())
     for name, task in tasks.items():
         columns |= _answer(f"predicted/{name}", task, found["predictions"][name])
-    return pyarrow.table(columns)
-
-
-def write(found: pyarrow.Table, path: pathlib.Path) -> None:
-    """Writes a table, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        pyarrow.parquet.write_table(found, partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return columns
 
 
 def _label(label: str, values: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
@@ -56,9 +42,8 @@ def _label(label: str, values: np.ndarray, names: tuple[str, ...]) -> dict[str, 
     return {label: _known(values)}
 
 
-def _known(values: np.ndarray) -> pyarrow.Array:
-    missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
-    return pyarrow.array(values, mask=missing)
+def _known(values: np.ndarray) -> np.ma.MaskedArray:
+    return np.ma.masked_array(values, np.isnan(values) if values.dtype.kind == "f" else values < 0)
 
 
 def _answer(name: str, task: Any, predicted: np.ndarray) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers and on black as on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+from hmtl_jax import figures
+
+COLOURS = figures.COLOURS[:6]  # but for black and grey, which a dark page would hide
 POINTS = 400  # of a line; longer ones are thinned by means
 _INK = "#010203"  # stands for the text colour until the SVG is written
 

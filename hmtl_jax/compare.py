@@ -11,9 +11,7 @@ seeds would end. Otherwise it is the percentile interval of a paired bootstrap o
 """
 
 import argparse
-import csv
 import glob
-import io
 import itertools
 import os
 import pathlib
@@ -251,15 +249,6 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_csv(found: Mapping[str, Any]) -> str:
-    """A comparison as csv, in the metrics' own units: a share of 0.5 is 0.5."""
-    rows, made = table(found), io.StringIO()
-    writer = csv.DictWriter(made, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return made.getvalue()
-
-
 def _title(found: Mapping[str, Any]) -> str:
     return f"{found['data']}, {found['split']}, {found['examples']:,} examples"
 
@@ -289,8 +278,8 @@ def main() -> None:
 def _leave(found: Mapping[str, Any], methods: Mapping[str, Sequence], out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / "compare.json", found)
-    (out / "compare.md").write_text(markdown(found))
-    (out / "compare.csv").write_text(as_csv(found))
+    files.write_text(out / "compare.md", markdown(found))
+    files.write_text(out / "compare.csv", files.as_csv(table(found)))
     logs = {
         name if len(paths) == 1 else f"{name} {number}": (
             workdir.run_of(trained.find(path)[0]) / "metrics.jsonl"

@@ -247,7 +247,8 @@ def assess(
     seen, _ = matched(run.program.tasks, source)
     said["unmatched"] = seen.unmatched
     write(place, said)
-    answers.write(answers.table(run.program.tasks, seen, rows), place.with_suffix(".parquet"))
+    table = answers.table(run.program.tasks, seen, rows)
+    files.write_parquet(place.with_suffix(".parquet"), table)
     return said, place
 
 
@@ -336,21 +337,26 @@ def text(said: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ask_for_split(parser: argparse.ArgumentParser) -> None:
+    """The flags of a command that measures a run on a split."""
+    parser.add_argument("run", type=pathlib.Path, help="a workdir, or a checkpoint in one")
+    parser.add_argument("--data", default="", help="another prepared set, or several: a,b")
+    parser.add_argument("--data_dir", default="", help="instead of the folder that the run read")
+    parser.add_argument("--split", default="", help="instead of the run's test split")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, help="of the bootstrap; 0: no intervals"
+    )
+
+
 def main() -> None:
     """Evaluates a run, and leaves the report and the answers in it."""
     parser = argparse.ArgumentParser(
         prog="python -m hmtl_jax.evaluate", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("run", type=pathlib.Path, help="a workdir, or a checkpoint in one")
-    parser.add_argument("--data", default="", help="another prepared set, or several: a,b")
-    parser.add_argument("--data_dir", default="", help="instead of the folder that the run read")
-    parser.add_argument("--split", default="", help="instead of the run's test split")
+    ask_for_split(parser)
     parser.add_argument(
         "--mirror", action="store_true", help="mean of the answers for a picture and its mirror"
-    )
-    parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, help="of the bootstrap; 0: no intervals"
     )
     args = parser.parse_args()
     try:

@@ -20,8 +20,6 @@ from hmtl_jax.data import pipeline, sources
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.metrics import fairness, names
 
-RESAMPLES = 300
-
 
 def assess(
     path: pathlib.Path,
@@ -31,7 +29,7 @@ def assess(
     data_dir: str = "",
     split: str = "",
     metric: str = "",
-    resamples: int = RESAMPLES,
+    resamples: int = evaluate.RESAMPLES,
 ) -> dict[str, Any]:
     """The fairness of a run on a split, as JSON of a few hundred lines.
 
@@ -175,13 +173,9 @@ def _table(part: Mapping[str, Any], scale: float, unit: str) -> list[str]:
 def main() -> None:
     """Assesses a run, and leaves the report in it."""
     parser = argparse.ArgumentParser(prog="python -m hmtl_jax.fairness", description=__doc__)
-    parser.add_argument("run", type=pathlib.Path, help="a workdir, or a checkpoint in one")
+    evaluate.ask_for_split(parser)
     parser.add_argument("--by", required=True, help="class labels of the data, as race,gender")
-    parser.add_argument("--data", default="", help="another prepared set than the run's own")
-    parser.add_argument("--data_dir", default="", help="instead of the folder that the run read")
-    parser.add_argument("--split", default="", help="instead of the run's test split")
     parser.add_argument("--metric", default="", help="instead of each task's first headline")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap")
     args = parser.parse_args()
     try:
         found = assess(
@@ -192,7 +186,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         name = f"{found['data']}-{found['split']}-{found['step']}"
         files.write_json(folder / f"{name}.json", found)
-        (folder / f"{name}.md").write_text(text(found))
+        files.write_text(folder / f"{name}.md", text(found))
     except UserError as error:
         sys.exit(f"error: {error}")
     print(text(found))

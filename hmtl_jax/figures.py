@@ -14,7 +14,7 @@ from hmtl_jax import errors
 from hmtl_jax.metrics import names, writer
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _GREY = "#555555"
 _DPI = 144
 
@@ -224,8 +224,8 @@ def _draw_panel(axis, title, series):
         axis.plot(
             steps,
             values,
-            color=_COLOURS[index % len(_COLOURS)],
-            linestyle=("-", "--", ":")[index // len(_COLOURS) % 3],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
             linewidth=1.6,
             marker="o" if len(steps) <= 30 else None,
             markersize=3,

@@ -1,11 +1,16 @@
 """Paths as users write them, and small files, whole or not at all."""
 
+import contextlib
+import csv
+import io
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from hmtl_jax.errors import UserError
 
@@ -56,7 +61,42 @@ def write_json(path: pathlib.Path, found: Mapping[str, Any]) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all: a process may be killed here."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    """As `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def write_parquet(path: pathlib.Path, columns: Mapping[str, Any]) -> None:
+    """Columns by name, lists or arrays, masked ones with nulls; as `replacing`."""
+    import pyarrow  # here, because training starts without it
+    import pyarrow.parquet
+
+    made = {
+        name: pyarrow.array(of.data, mask=of.mask) if np.ma.isMaskedArray(of) else of
+        for name, of in columns.items()
+    }
+    with replacing(path) as partial:
+        pyarrow.parquet.write_table(pyarrow.table(made), partial)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file to write, which takes the place of `path` at the end of the block.
+
+    Whole or not at all: a process may be killed here.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a header; what is None is an empty cell."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]) if rows else ["input"], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

@@ -15,7 +15,6 @@ import argparse
 import csv
 import dataclasses
 import glob
-import io
 import json
 import os
 import pathlib
@@ -124,28 +123,17 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Predictions by task [N, …] of uint8 RGB pictures of any sizes, or of cut faces."""
-        resized = [decode.resize(image, self.size) for image in images]
-        parts = [
-            self._batch(resized[at : at + self.batch_size])
-            for at in range(0, len(resized), self.batch_size)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.tasks}
+        return self._in_batches(self._step, images)["predictions"]
 
     def attention(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Where the model looks in pictures, as `infer.attention_step` tells: NAME → [N, S, S].
 
         In [0, 1] and of the size that the network gets.
         """
-        resized = [decode.resize(image, self.size) for image in images]
-        parts = []
-        for at in range(0, len(resized), self.batch_size):
-            part = resized[at : at + self.batch_size]
-            found = self._on_devices(self._attend, part)
-            parts.append({name: maps[: len(part)] for name, maps in found.items()})
         shape = (self.size, self.size)
         return {
-            name: np.stack([cv2.resize(one, shape) for part in parts for one in part[name]])
-            for name in parts[0]
+            name: np.stack([cv2.resize(one, shape) for one in maps])
+            for name, maps in self._in_batches(self._attend, images).items()
         }
 
     def row(self, sight: Sight, predicted: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -192,7 +180,7 @@ class Predictor:
 
     def _answered(self, waiting: list[Sight]) -> Iterator[tuple[Sight, dict[str, Any] | None]]:
         images = [sight.image for sight in waiting if sight.image is not None]
-        predicted = self._batch(images) if images else {}
+        predicted = self._batch(self._step, images)["predictions"] if images else {}
         place = 0
         for sight in waiting:
             if sight.image is None:
@@ -201,17 +189,23 @@ class Predictor:
             yield sight, {name: rows[place] for name, rows in predicted.items()}
             place += 1
 
-    def _batch(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        found = self._on_devices(self._step, images)["predictions"]
-        return {name: np.asarray(rows)[: len(images)] for name, rows in found.items()}
+    def _in_batches(self, step: Any, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What a step makes of pictures of any sizes, a row each."""
+        resized = [decode.resize(image, self.size) for image in images]
+        parts = [
+            self._batch(step, resized[at : at + self.batch_size])
+            for at in range(0, len(resized), self.batch_size)
+        ]
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
-    def _on_devices(self, step: Any, images: Sequence[np.ndarray]) -> Any:
-        """One compiled shape for all: what a batch lacks is zeros, whose rows come last."""
+    def _batch(self, step: Any, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        """One compiled shape for all: what a batch lacks is zeros, and cut off again."""
         batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
         batch[: len(images)] = images
         with jax.set_mesh(self._mesh):
             on_devices = sharding.to_devices({"image": batch}, self._mesh)
-            return jax.device_get(step(self._run.variables, on_devices))
+            found = jax.device_get(step(self._run.variables, on_devices))
+        return jax.tree.map(lambda rows: rows[: len(images)], found)
 
 
 def _columns(name: str, task: Any, values: np.ndarray | None) -> dict[str, Any]:
@@ -270,30 +264,16 @@ def _listed(file: pathlib.Path) -> Iterator[str]:
 
 def write(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Writes rows as csv, JSON lines or parquet, by the name's end; whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
-        elif path.suffix == ".jsonl":
-            partial.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-        else:
-            partial.write_text(as_csv(rows))
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a header; what is not known is an empty cell."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]) if rows else ["input"], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
+    if path.suffix == ".parquet":
+        files.write_parquet(
+            path, {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+        )
+    elif path.suffix == ".jsonl":
+        lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        files.write_text(path, "".join(lines))
+    else:
+        files.write_text(path, files.as_csv(rows))
 
 
 def drawn(
@@ -427,7 +407,7 @@ def _run(args: argparse.Namespace) -> None:
         failed = sum(bool(row["error"]) for row in rows)
         print(f"{len(rows):,} rows in {args.out}{f', {failed:,} with an error' if failed else ''}")
     else:
-        print(as_csv(rows), end="")
+        print(files.as_csv(rows), end="")
 
 
 def _draw(predictor: Predictor, folder: pathlib.Path, group: Sequence, attention: bool) -> None:

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from scipy import stats
 
 from hmtl_jax import (
     build,
@@ -318,6 +317,8 @@ def few_shot(
     Returns "1", "5", … → `accuracy` and `balanced_accuracy`, means over the draws, `deviation` of
     the accuracy over them, `interval`: [low, high], Student's 95 % of its mean, and `draws`.
     """
+    from scipy import stats  # half a second to import
+
     (known, labels), (asked, truth) = (_labelled(*split) for split in (train, test))
     found = {}
     for count in shots:

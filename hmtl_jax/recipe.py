@@ -238,20 +238,17 @@ FREE = (
 )
 
 
-def differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], free: tuple[str, ...] = ()
-) -> list[str]:
-    """`key: theirs → ours` for each key that changes what is computed.
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`key: theirs → ours` for each key that changes what is computed: all but those of FREE.
 
-    A key that one side lacks, because it was made before the key was, has its default. free: keys
-    that may differ beside those of FREE.
+    A key that one side lacks, because it was made before the key was, has its default.
     """
     ours, theirs = flat(unflat(ours)), flat(unflat(theirs))
     keys = sorted(set(ours) | set(theirs))
     return [
         f"{key}: {theirs.get(key)!r} → {ours.get(key)!r}"
         for key in keys
-        if ours.get(key) != theirs.get(key) and not key.startswith((*FREE, *free))
+        if ours.get(key) != theirs.get(key) and not key.startswith(FREE)
     ]
 
 

@@ -118,13 +118,14 @@ def _task(name: str, runs: Sequence[results.Run], pictures: bool) -> dict[str, A
     rows = dict.fromkeys(key for of in measured for key in of)
     found["measures"] = [(key, [of.get(key, "–") for of in measured]) for key in rows]
     found["charts"] += _of_classes(name, having) + _of_numbers(name, having)
-    sure = {run.name: of for run in having if (of := _sureness(name, run))}
-    if sure:
+    answered = {run.name: of for run in having if (of := _answered(name, run))}
+    if answered:
+        sure = {run: _sureness(of) for run, of in answered.items()}
         found["charts"].append(charts.calibration("Calibration", sure))
     for run in having:
         if "confusion" in run.test[name]:
             found["confusions"].append(_confusion(run, run.test[name]))
-        rows = _mistakes(name, run, pictures) if run.name in sure else []
+        rows = _mistakes(answered.get(run.name, []), run, pictures)
         if rows:
             found["mistakes"].append({"run": run.name, "rows": rows, "pictures": pictures})
     return found
@@ -171,19 +172,19 @@ def _of_numbers(task: str, runs: Sequence[results.Run]) -> list[str]:
     return found
 
 
-def _sureness(task: str, run: results.Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """The probability of the predicted class, and whether it is right, of labelled rows."""
-    read = _answered(task, run)
-    if read is None:
-        return None
+def _sureness(read: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of the predicted class, and whether it is right."""
     return np.array([row["share"] for row in read]), np.array([row["right"] for row in read])
 
 
-def _answered(task: str, run: results.Run) -> list[dict[str, Any]] | None:
-    """Each labelled example of a classification: key, truth, predicted, share, right."""
+def _answered(task: str, run: results.Run) -> list[dict[str, Any]]:
+    """Each labelled example of a classification; [] where there is none, or of another task.
+
+    With key, truth, predicted, share (the probability of that) and right.
+    """
     fields = workdir.read(run.folder, workdir.TASKS)[task]
     if fields["kind"] != "classification" or f"predicted/{task}" not in run.answers:
-        return None
+        return []
     answers, truths = run.answers, run.answers[fields["label"]]
     predicted = answers[f"predicted/{task}"]
     return [
@@ -196,8 +197,10 @@ def _answered(task: str, run: results.Run) -> list[dict[str, Any]] | None:
     ]  # fmt: skip
 
 
-def _mistakes(task: str, run: results.Run, pictures: bool) -> list[dict[str, Any]]:
-    wrong = [row for row in _answered(task, run) or () if not row["right"]]
+def _mistakes(
+    read: Sequence[Mapping[str, Any]], run: results.Run, pictures: bool
+) -> list[Mapping[str, Any]]:
+    wrong = [row for row in read if not row["right"]]
     wrong = sorted(wrong, key=lambda row: -row["share"])[:MISTAKES]
     if not pictures or not wrong:
         return wrong
@@ -208,7 +211,7 @@ def _mistakes(task: str, run: results.Run, pictures: bool) -> list[dict[str, Any
         record = source[index]
         if record["key"] in wanted:
             found[record["key"]] = _embedded(record["image"])
-    return [row | {"picture": found.get(row["key"], "")} for row in wrong]
+    return [{**row, "picture": found.get(row["key"], "")} for row in wrong]
 
 
 def _confusion(run: results.Run, part: Mapping[str, Any]) -> dict[str, Any]:

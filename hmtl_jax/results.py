@@ -1,6 +1,7 @@
 """What lies in a run's folder when it is done: for the page, and for the card of a model."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,19 +16,36 @@ from hmtl_jax.metrics import names, writer
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir as far as the page shows it; `answers` are those of the newest test report."""
+    """A finished or a growing workdir; what is read of it is read when it is asked for."""
 
     name: str
     folder: pathlib.Path
     config: Mapping[str, Any]
-    log: Sequence[Mapping[str, Any]]
-    test: Mapping[str, Any]
-    answers: Mapping[str, list]
 
     @property
     def recipe(self) -> list[tuple[str, Any]]:
         """Its keys and values."""
         return sorted(self.config.items())
+
+    @functools.cached_property
+    def log(self) -> Sequence[Mapping[str, Any]]:
+        """The lines of metrics.jsonl."""
+        log = self.folder / writer.FILE_NAME
+        return writer.read(log) if log.exists() else []
+
+    @functools.cached_property
+    def test(self) -> Mapping[str, Any]:
+        """The newest report of its own test split; {} where there is none."""
+        file = newest_report(self.folder, self.config["data.test"])
+        return json.loads(file.read_text()) if file else {}
+
+    @functools.cached_property
+    def answers(self) -> Mapping[str, list]:
+        """Every example's answers behind `test`; {} where they were not left."""
+        file = newest_report(self.folder, self.config["data.test"])
+        if file is None or not file.with_suffix(".parquet").is_file():
+            return {}
+        return pyarrow.parquet.read_table(file.with_suffix(".parquet")).to_pydict()
 
 
 def opened(path: pathlib.Path) -> Run:
@@ -35,19 +53,15 @@ def opened(path: pathlib.Path) -> Run:
     folder = path.resolve()
     if not (folder / workdir.CONFIG).is_file():
         raise UserError(f"{path} is no workdir of a run; it has no {workdir.CONFIG}.")
-    log = folder / writer.FILE_NAME
-    reports = [
-        (json.loads(file.read_text()), file) for file in sorted((folder / "eval").glob("*.json"))
-    ]
-    config = workdir.read(folder, workdir.CONFIG)
-    own = [
-        (found, file) for found, file in reports
-        if file.name == f"{config['data.test']}-{found['step']}.json"
-    ]  # fmt: skip
-    test, file = max(own, key=lambda one: one[0]["step"], default=({}, folder))
-    table = file.with_suffix(".parquet")
-    answers = pyarrow.parquet.read_table(table).to_pydict() if table.is_file() else {}
-    return Run(folder.name, folder, config, writer.read(log) if log.exists() else [], test, answers)
+    return Run(folder.name, folder, workdir.read(folder, workdir.CONFIG))
+
+
+def newest_report(folder: pathlib.Path, split: str) -> pathlib.Path | None:
+    """The report of the highest step on a split of the run's own data, of unmirrored pictures."""
+    reports = (folder / "eval").glob(f"{split}-*.json")
+    plain = {of.stem.removeprefix(f"{split}-"): of for of in reports}
+    steps = [step for step in plain if step.isdigit()]
+    return plain[max(steps, key=int)] if steps else None
 
 
 def measures(part: Mapping[str, Any]) -> dict[str, str]:

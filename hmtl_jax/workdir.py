@@ -52,14 +52,9 @@ def _without(folder: pathlib.Path, name: str) -> UserError:
     )
 
 
-def check_recipe(
-    kept: Mapping[str, Any], config: ConfigDict, where: str, free: tuple[str, ...] = ()
-) -> None:
-    """Raises UserError that lists the differing keys if `where` belongs to another recipe.
-
-    free: keys that may differ beside those of recipe.FREE.
-    """
-    found = recipe.differences(recipe.flat(config), kept, free)
+def check_recipe(kept: Mapping[str, Any], config: ConfigDict, where: str) -> None:
+    """Raises UserError that lists the differing keys if `where` belongs to another recipe."""
+    found = recipe.differences(recipe.flat(config), kept)
     if found:
         raise UserError(
             f"{where} belongs to another recipe; these keys differ: {'; '.join(found)}. "
