@@ -77,13 +77,15 @@ def measure_step(program: Program, mesh: Mesh) -> Any:
 
 
 def of_split(
-    measure_step: Any, program: Program, variables: Any, source: sources.Opened, config: ConfigDict
-) -> tuple[dict[str, Any], dict[str, dict]]:
+    measure_step: Any, program: Program, variables: Any, source: sources.Opened, config: ConfigDict,
+    batches: pipeline.EvalBatches | None = None,
+) -> tuple[dict[str, Any], dict[str, dict]]:  # fmt: skip
     """The metrics of each task on a split, with its number of examples; and its predictions.
 
-    Equal on every process.
+    batches: from `batches_of`, where they are read again and again. Equal on every process.
     """
-    found = predictions_of(measure_step, program, variables, source, config)
+    batches = batches_of(program, source, config) if batches is None else batches
+    found = predictions(measure_step, variables, batches, jax.sharding.get_mesh())
     examples = len(found["labels"]["index"])
     counted = {"examples": examples, "skipped_images": len(source) - examples}
     of_sets = _of_sets(program, source, found)
@@ -109,14 +111,23 @@ def predictions_of(
 ) -> dict[str, dict]:
     """`predictions` of a split, which is read as the recipe says, on the mesh that is set.
 
-    step: infer.eval_step or measure_step of the program, its outputs on every device. Raises
-    UserError for a split that lacks labels that the tasks are measured by.
+    step: infer.eval_step or measure_step of the program, its outputs on every device.
+    """
+    batches = batches_of(program, source, config)
+    return predictions(step, variables, batches, jax.sharding.get_mesh())
+
+
+def batches_of(
+    program: Program, source: sources.Opened, config: ConfigDict
+) -> pipeline.EvalBatches:
+    """A split as a recipe reads it, for the mesh that is set.
+
+    Raises UserError for a split that lacks labels that the tasks are measured by.
     """
     source, labels = matched(program.tasks, source)
-    mesh = jax.sharding.get_mesh()
-    size = sharding.divisible(config.eval_batch_size or config.batch_size, mesh)
-    batches = pipeline.eval_batches(source, **build.loading(config, labels, size))
-    return predictions(step, variables, batches, mesh)
+    size = config.eval_batch_size or config.batch_size
+    size = sharding.divisible(size, jax.sharding.get_mesh())
+    return pipeline.eval_batches(source, **build.loading(config, labels, size))
 
 
 def matched(tasks: Mapping[str, Any], source: sources.Opened) -> tuple[sources.Matched, list[str]]:

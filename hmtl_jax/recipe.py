@@ -46,6 +46,7 @@ def defaults() -> ConfigDict:
     config.data.stratify = ""  # the label of those classes; empty: that of the first task with one
     config.data.threads = 4
     config.data.workers = 0  # decoding processes; 0: threads alone
+    config.data.cache = "none"  # of decoded pictures: "host", or "device", gathered in the step
     config.data.tolerate_corrupt = False  # skip and count corrupt images in place of stopping
 
     config.augment = ConfigDict()
@@ -229,6 +230,7 @@ FREE = (
     "data.data_dir",
     "data.threads",
     "data.workers",
+    "data.cache",
     "data.tolerate_corrupt",
     "mesh.",
     "checkpoint.every",

@@ -193,6 +193,7 @@ def _check_choices(config: ConfigDict) -> None:
         "job": ("train", "probe"),
         "nonfinite": ("stop", "skip"),
         "init_constants": ("imagenet", "half"),
+        "data.cache": ("none", "host", "device"),
         "stream": ("clean", "one_stream", "siamese"),
         "model.fusion": ("", *heads.FUSIONS),
         "model.input": ("rgb", *textures.TEXTURES),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -118,6 +119,43 @@ def of_batch(shapes: Mapping[str, tuple], mesh: Mesh) -> dict[str, jax.ShapeDtyp
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
         for name, (shape, dtype) in shapes.items()
     }
+
+
+def rows_to_devices(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array that all processes hold → a global one whose rows are split over all devices.
+
+    Zeros are added behind it until they divide.
+    """
+    shape = (divisible(len(rows), mesh), *rows.shape[1:])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        first, last, _ = index[0].indices(shape[0])
+        mine = rows[first:last]
+        lacking = last - first - len(mine)
+        return np.pad(mine, [(0, lacking)] + [(0, 0)] * (rows.ndim - 1)) if lacking else mine
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), part)
+
+
+def taken(rows: jax.Array, index_b: jax.Array) -> jax.Array:
+    """Inside jit: rows[index_b] of an array from `rows_to_devices`, split as a batch is.
+
+    Each device gives what it has, and the sum over them, of which one alone is not zero, leaves a
+    device with its part of the batch: no device ever holds the rows of others.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return rows[index_b]
+
+    def part(mine: jax.Array, index_b: jax.Array) -> jax.Array:
+        place_b = index_b - jax.lax.axis_index(BATCH[0]) * len(mine)
+        here_b = (place_b >= 0) & (place_b < len(mine))
+        found = mine[jnp.clip(place_b, 0, len(mine) - 1)]
+        found = jnp.where(here_b.reshape(-1, *[1] * (found.ndim - 1)), found, 0)
+        return jax.lax.psum_scatter(found, BATCH[0], scatter_dimension=0, tiled=True)
+
+    specs = (BATCH, PartitionSpec())
+    return jax.shard_map(part, in_specs=specs, out_specs=BATCH)(rows, index_b)
 
 
 def over_batch(tree: Any) -> Any:

@@ -127,8 +127,13 @@ def merged(program: Program, means: Mapping[str, jax.Array]) -> tuple[dict, dict
 
 
 def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Array]):
-    """One step of every loss together: (state, batch) → (state, metrics of float32 [])."""
+    """One step of every loss together: (state, batch) → (state, metrics of float32 []).
+
+    Where the batch has `pictures`, uint8 [N, S, S, 3], its `image` is the row of each in them.
+    """
     program, weigh = training.program, training.weighting
+    if "pictures" in batch:
+        batch = {**batch, "image": sharding.taken(batch["pictures"], batch["image"])}
     examples = sharding.over_batch(augmented(training, state.step, batch))
     dropout, mixing = streams(program.seed, state.step, "dropout", "weighting")
     counts = {name: jnp.sum(mask) for name, mask in examples["masks"].items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hmtl_jax import (
@@ -27,7 +28,7 @@ from hmtl_jax import (
     workdir,
 )
 from hmtl_jax.cluster import say
-from hmtl_jax.data import pipeline, records, sources
+from hmtl_jax.data import decoded, pipeline, records, sources
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.log import Log
 from hmtl_jax.metrics import names
@@ -71,7 +72,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
             out_shardings=(where, sharding.replicated(mesh)),
         )
         # Traced here, because what does not fit shall be told before anything is written.
-        rows = sharding.of_batch(batches.abstract(config.batch_size), mesh)
+        on_devices = pictures_on_devices(config, batches, mesh)
+        rows = sharding.of_batch(batches.abstract(config.batch_size), mesh) | on_devices
         jax.eval_shape(train_step, abstract, rows)
         measure_step = evaluate.measure_step(training.program, mesh)
         describe(config, training.program, abstract, source, batches, steps)
@@ -99,12 +101,17 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         eval_every = config.eval_every or batches.steps_per_epoch
         save_every = config.checkpoint.every or eval_every
 
+        validated = None  # read once, where data.cache says so
+
         def validate(at: int, variables: Any) -> float | None:
             """Evaluates the validation split; returns what chooses the best checkpoint."""
             if validation is None:
                 return None
+            nonlocal validated
+            if validated is None:
+                validated = evaluate.batches_of(training.program, validation, config)
             found, _ = evaluate.of_split(
-                measure_step, training.program, variables, validation, config
+                measure_step, training.program, variables, validation, config, validated
             )
             return scored(config, folder, at, found, identity, writer)
 
@@ -119,7 +126,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         for at in range(first + 1, steps + 1):
             profile.before(at)
             waiting = time.monotonic()
-            batch = sharding.to_devices(next(batches), mesh)
+            batch = sharding.to_devices(next(batches), mesh) | on_devices
             waited = time.monotonic() - waiting
             # Nothing else may cross between host and devices, unseen, at each step.
             with jax.transfer_guard("disallow"):
@@ -218,6 +225,26 @@ def train_batches(
         sampling=config.data.sampling,
         weights=config.data.weights,
     )
+
+
+def pictures_on_devices(
+    config: ConfigDict, batches: pipeline.TrainBatches, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """What each step's batch is given beside the host's, where `data.cache` says so: all pictures.
+
+    UserError where they don't fit, as far as the devices tell.
+    """
+    if config.data.cache != "device":
+        return {}
+    images = batches.take_images()
+    share = images.nbytes // mesh.size
+    for device in mesh.local_devices:
+        told = device.memory_stats() or {}
+        if "bytes_limit" in told:
+            free = told["bytes_limit"] - told["bytes_in_use"]
+            decoded.check_room(share, free, f"device {device.device_kind}", ("host", "none"))
+    say(f"{images.nbytes / 1e6:,.0f} MB of decoded pictures on the devices")
+    return {"pictures": sharding.rows_to_devices(images, mesh)}
 
 
 def describe(

@@ -37,18 +37,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tiny_data, compile_cache, tmp_path_factory):
-    """A whole run: its workdir, what it printed, and the splits it evaluated, in order."""
-    folder, evaluated = tmp_path_factory.mktemp("finished") / "run", []
+    """A whole run: its workdir, what it printed, and the splits it opened to evaluate, in order."""
+    folder, opened = tmp_path_factory.mktemp("finished") / "run", []
     real = pipeline.eval_batches
 
     def spy(source, **options):
-        evaluated.append(source.split)
+        opened.append(source.split)
         return real(source, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "eval_batches", spy)
         printed = runs.run(runs.config(tiny_data), folder)
-    return types.SimpleNamespace(workdir=folder, printed=printed, evaluated=evaluated)
+    return types.SimpleNamespace(workdir=folder, printed=printed, opened=opened)
 
 
 ##### What a run leaves and says #####
@@ -130,7 +130,7 @@ def test_each_example_is_evaluated_once(finished):
 
 def test_the_test_split_is_read_once_at_the_end(finished):
     pictures = "test"  # of faces that were not trained on
-    assert finished.evaluated == ["validation", "validation", "validation", "test", pictures]
+    assert finished.opened == ["validation", "test", pictures]
 
 
 def test_the_last_line_says_what_was_reached_and_where_to_look(finished):

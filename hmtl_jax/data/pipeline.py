@@ -16,6 +16,7 @@ from absl import logging
 
 from hmtl_jax import errors
 from hmtl_jax.data import decode, order, parallel
+from hmtl_jax.data.decoded import Decoded
 
 Batch = dict[str, np.ndarray]
 
@@ -48,6 +49,7 @@ def train_batches(
     threads: int | None = None,
     workers: int = 0,
     tolerate_corrupt: bool = False,
+    cache: str = "none",
 ) -> "TrainBatches":
     """Returns an endless iterator over this process's share of the training batches.
 
@@ -85,10 +87,13 @@ def train_batches(
         needs its `if __name__ == "__main__"`, because each worker imports it.
       tolerate_corrupt: a record whose picture can't be decoded shows another one of its batch, with
         `valid` False (its labels stand) and one warning; else it is an error.
+      cache: "host": all that takes part is decoded by the first `next` and kept in memory, whole
+        in each process; "device": likewise, for `TrainBatches.take_images`; "none": each picture
+        is decoded whenever it is its turn. The batches are the same.
 
     Raises:
       UserError: an unknown label, a batch that processes don't divide or that is larger than the
-        data; from the iterator: a corrupt picture, with the record's key.
+        data; too little memory; from the iterator: a corrupt picture, with the record's key.
     """
     share = _share(batch_size, process_index, process_count)
     rows = choose(source, subset, labelled, stratify, subset_seed)
@@ -111,8 +116,18 @@ def train_batches(
         )
     classes = column(source, stratify) if sampling != 1.0 and stratify is not None else None
     pools = _pools(source, seen, unseen, batch_size, unlabelled_share, weights, classes, sampling)
-    batches = grain.MapDataset.source(order.Steps(pools, seed, share)).map(load)
-    return TrainBatches(batches, load, len(seen), examples, steps_per_epoch, threads, workers)
+    found = TrainBatches(
+        order.Steps(pools, seed, share),
+        load,
+        len(seen),
+        examples,
+        steps_per_epoch,
+        threads,
+        workers,
+    )
+    if cache != "none":
+        found.keep(np.sort(np.concatenate([seen, unseen])))
+    return found
 
 
 def _pools(
@@ -174,10 +189,12 @@ def eval_batches(
     threads: int | None = None,
     workers: int = 0,
     tolerate_corrupt: bool = False,
+    cache: str = "none",
 ) -> "EvalBatches":
     """Returns this process's share of a split, in order; may be iterated again and again.
 
-    Arguments and batches as in `train_batches`. Over all processes each record comes exactly once.
+    Arguments and batches as in `train_batches`, but that any `cache` keeps what was read once in
+    the host's memory. Over all processes each record comes exactly once.
     All processes get equally many batches of equal shape: what the last one lacks is filled with
     zeros, `index` -1 and `valid` False.
     """
@@ -187,7 +204,7 @@ def eval_batches(
     padded = np.full(steps * batch_size, -1, np.int32)
     padded[: len(source)] = np.arange(len(source))
     batches = grain.MapDataset.source(list(padded.reshape(steps, batch_size)[:, share])).map(load)
-    return EvalBatches(batches, load, threads, workers)
+    return EvalBatches(batches, load, threads, workers, keep=cache != "none")
 
 
 class TrainBatches(Iterator[Batch]):
@@ -199,20 +216,35 @@ class TrainBatches(Iterator[Batch]):
       steps_per_epoch: batches in an epoch.
     """
 
-    def __init__(
-        self, batches, load, num_labelled, num_examples, steps_per_epoch, threads, workers
-    ):
+    def __init__(self, steps, load, num_labelled, num_examples, steps_per_epoch, threads, workers):
         self.num_labelled = num_labelled
         self.num_examples = num_examples
         self.steps_per_epoch = steps_per_epoch
-        self._batches, self._load = batches, load
+        self._steps, self._load = steps, load
         self._threads, self._workers = threads, workers
         self._step = 0
         self._running: parallel.Running | None = None
 
+    def keep(self, numbers: np.ndarray) -> None:
+        """Decodes these records, which must be all that take part, and reads no others."""
+        self._load.keep(numbers, self._threads)
+        self._workers = 0  # what is left to do is a copy
+
+    def take_images(self) -> np.ndarray:
+        """Hands over all pictures, uint8 [n, S, S, 3], of batches that are kept.
+
+        From then on `image` in a batch is the row of each picture in them, int32 [b].
+        """
+        return self._load.take_images()
+
     def __next__(self) -> Batch:
+        if self._load.light:
+            batch = self._load(self._steps[self._step])
+            self._step += 1
+            self._load.warn_of_corrupt(batch)
+            return batch
         if self._running is None:
-            rest = self._batches[self._step :]
+            rest = grain.MapDataset.source(self._steps).map(self._load)[self._step :]
             self._running = parallel.Running(rest, self._load.nbytes, self._threads, self._workers)
         try:
             batch = next(self._running)
@@ -226,6 +258,8 @@ class TrainBatches(Iterator[Batch]):
     def abstract(self, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each array of a batch of `rows`; reads nothing."""
         one = self._load(np.full(1, -1, np.int32))
+        if self._load.light:
+            one["image"] = np.zeros(1, np.int32)
         return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in one.items()}
 
     def get_state(self) -> dict[str, int]:
@@ -247,19 +281,27 @@ class TrainBatches(Iterator[Batch]):
 class EvalBatches:
     """A split's batches, with a length; see `eval_batches`."""
 
-    def __init__(self, batches, load, threads, workers):
+    def __init__(self, batches, load, threads, workers, keep=False):
         self._batches, self._load = batches, load
         self._threads, self._workers = threads, workers
+        self._keep, self._kept = keep, []
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
+        if len(self._kept) == len(self):
+            yield from self._kept
+            return
+        kept = []
         running = parallel.Running(self._batches, self._load.nbytes, self._threads, self._workers)
         try:
             for batch in running:
                 self._load.warn_of_corrupt(batch)
+                if self._keep:
+                    kept.append(batch)
                 yield batch
+            self._kept = kept
         finally:
             running.close()
 
@@ -327,9 +369,26 @@ class _Load:
         self._pictures, self._labelled = pictures, labelled
         self._specs = _label_specs(source, labels)
         self._warned: set[int] = set()
+        self._decoded: Decoded | None = None
         self.nbytes = rows * size * size * 3
 
+    def keep(self, numbers: np.ndarray, threads: int | None) -> None:
+        """Decodes these records now, and takes them from memory from then on."""
+        self._decoded = Decoded(self, numbers, 3 * self._size**2, threads)
+
+    def take_images(self) -> np.ndarray:
+        """The pictures that are kept; batches then hold the row of each."""
+        assert self._decoded is not None, "nothing is kept"
+        return self._decoded.take_images()
+
+    @property
+    def light(self) -> bool:
+        """Whether a batch holds no pictures, and is made sooner than handed from a thread."""
+        return self._decoded is not None and self._decoded.images is None
+
     def __call__(self, index_b: np.ndarray) -> Batch:
+        if self._decoded is not None and (index_b >= 0).all():
+            return self._decoded.batch(index_b)
         b = len(index_b)
         batch = {
             "image": np.zeros((b, self._size, self._size, 3), np.uint8),
