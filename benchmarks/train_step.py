@@ -273,7 +273,7 @@ def exported(ours: Ours) -> dict[str, np.ndarray]:
     arrays["decoder.positions"] = table[None]
     arrays["images"] = np.asarray(ours.batch["image"])
     arrays["labels"] = np.asarray(ours.batch["expression"], np.int64)
-    examples = step.augmented(ours.training, ours.state.step, ours.batch)
+    examples = step.augmented(ours.training, ours.state.seed, ours.state.step, ours.batch)
     views, _ = make_views(ours.training.program, examples["images"], examples["keys"])
     # Its argsort begins with the kept patches in their order; that of the others does not matter.
     noise = np.full((len(arrays["images"]), grid**2), grid**2, np.float32)

@@ -280,7 +280,6 @@ def program(config: ConfigDict, made_tasks: Mapping) -> Program:
         image_size=config.data.image_size,
         networks=make_networks(config, made_pretexts),
         input=config.model.input,
-        seed=config.seed,
     )
 
 

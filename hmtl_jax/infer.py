@@ -20,7 +20,7 @@ def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> di
     keys = {}
     if program.model.fuse:
         # The view that is fused is part of the deployed model: the same draw for every image.
-        (key,) = streams(program.seed, 0, "fusion")
+        (key,) = streams(0, 0, "fusion")
         keys[program.model.fuse] = jnp.broadcast_to(key, (images.shape[0],))
     views, _ = make_views(program, images, keys)
     return program.model.apply(variables, views, train=False, decode=False)["clean"]
@@ -59,7 +59,7 @@ def measure_step(program: Program, variables: Mapping, batch: Mapping[str, jax.A
 
 def pretext_outputs(program: Program, variables: Mapping, images: jax.Array, index: jax.Array):
     """Views, targets and outputs of every pretext, by view; an image draws by its index."""
-    (key,) = streams(program.seed, 0, "pictures")
+    (key,) = streams(0, 0, "pictures")
     keys_b = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.maximum(index, 0))
     views, targets = make_views(program, images, dict.fromkeys(program.pretexts, keys_b))
     found = program.model.apply(variables, views, train=False)

@@ -129,7 +129,7 @@ def encoders(config: ConfigDict, mesh: Mesh) -> dict[str, tuple[Any, Any]]:
     Compiled here, once for all splits.
     """
     alone = build.encoder_alone(config)
-    drawn = state.init_variables(alone, mesh)
+    drawn = state.init_variables(alone, mesh, config.seed)
     if config.init_from.endswith(".safetensors"):
         ours = {part: tree["encoder"] for part, tree in drawn.items()}
         found = initial.encoder(config, ours)

@@ -28,7 +28,6 @@ class Program:
     image_size: int
     networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     input: str = "rgb"
-    seed: int = 0
     mirror: bool = False
 
     @property
@@ -55,7 +54,7 @@ class Program:
         }
 
 
-def streams(seed: int, step: jax.Array | int, *names: str) -> list[jax.Array]:
+def streams(seed: jax.Array | int, step: jax.Array | int, *names: str) -> list[jax.Array]:
     """One key a name, from (seed, step) alone; a new name changes no other stream."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return [jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names]

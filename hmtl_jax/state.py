@@ -1,10 +1,12 @@
 """What training changes, as one tree of arrays; nothing else is carried from step to step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from hmtl_jax import optim, sharding
@@ -13,7 +15,8 @@ from hmtl_jax import optim, sharding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step int32 []; params float32; batch_stats, ema empty where the recipe has none.
+    """seed uint32 [], of all that is drawn; step int32 []; params float32; batch_stats, ema empty
+    where the recipe has none.
 
     `ema` holds the moving averages of `params` and `batch_stats` under these names, or the average
     that the optimizer keeps; `task_weights`
@@ -21,6 +24,7 @@ class TrainState:
     that are read and never trained.
     """
 
+    seed: jax.Array
     step: jax.Array
     params: Any
     batch_stats: Any
@@ -56,23 +60,24 @@ def with_encoder(state: TrainState, found: Any) -> TrainState:
     return dataclasses.replace(state, **new)
 
 
-def create(training: Any) -> TrainState:
-    """The state at step 0 of a `step.Training`; a pure function of its program's seed."""
+def create(training: Any, seed: jax.Array | int = 0) -> TrainState:
+    """The state at step 0 of a `step.Training`; a pure function of the seed, below 2^32."""
     program = training.program
-    variables = program.init_model(jax.random.key(program.seed))
+    variables = program.init_model(jax.random.key(seed))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     opt_state = training.tx.init(params)
     averaging = training.ema or optim.averaged_params(opt_state, params) is not None
     # A copy: the state is donated, and a buffer cannot be donated twice.
     averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
+        seed=jnp.asarray(seed, jnp.uint32),
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         ema=averages if averaging else {},
         task_weights=training.weighting.init(),
-        frozen=program.init_networks(jax.random.key(program.seed)),
+        frozen=program.init_networks(jax.random.key(seed)),
     )
 
 
@@ -81,20 +86,24 @@ def abstract(training: Any, mesh: Mesh) -> TrainState:
     return sharding.placed(jax.eval_shape(lambda: create(training)), mesh)
 
 
-def create_sharded(training: Any, shapes: TrainState) -> TrainState:
-    """The state at step 0, each array made where it lives; `shapes` is what `abstract` returns."""
+def create_sharded(training: Any, shapes: TrainState, seed: int = 0) -> TrainState:
+    """The state at step 0, each array made where it lives; `shapes` is what `abstract` returns.
+
+    The seed is an argument of the compiled program: another one needs no other.
+    """
     where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return jax.jit(lambda: create(training), out_shardings=where)()
+    return jax.jit(functools.partial(create, training), out_shardings=where)(np.uint32(seed))
 
 
-def init_variables(program: Any, mesh: Mesh) -> dict[str, Any]:
-    """What a forward pass of the program reads, drawn from its seed, each array where it lives."""
+def init_variables(program: Any, mesh: Mesh, seed: int = 0) -> dict[str, Any]:
+    """What a forward pass of the program reads, drawn from a seed, each array where it lives."""
 
-    def draw():
-        return program.init_model(jax.random.key(program.seed))
+    def draw(seed: jax.Array) -> dict[str, Any]:
+        return program.init_model(jax.random.key(seed))
 
-    where = sharding.tree_shardings(jax.eval_shape(draw), mesh)
-    return jax.jit(draw, out_shardings=where)()
+    given = np.uint32(seed)
+    where = sharding.tree_shardings(jax.eval_shape(draw, given), mesh)
+    return jax.jit(draw, out_shardings=where)(given)
 
 
 def count(params: Any) -> int:

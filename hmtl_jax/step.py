@@ -68,10 +68,12 @@ class Training:
         )
 
 
-def augmented(training: Training, step: jax.Array, batch: Mapping[str, jax.Array]) -> dict:
+def augmented(
+    training: Training, seed: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]
+) -> dict:
     """The clean view with its targets, masks and keys: a tree whose leaves all lead with B."""
     program, cfg = training.program, training.augment
-    crop, mix = streams(program.seed, step, "augment", "mix")
+    crop, mix = streams(seed, step, "augment", "mix")
     images, flipped = augment.augment(crop, batch["image"], cfg)
     valid = batch["valid"].astype(jnp.float32)
     labelled = valid * batch["labelled"].astype(jnp.float32) if "labelled" in batch else valid
@@ -84,7 +86,7 @@ def augmented(training: Training, step: jax.Array, batch: Mapping[str, jax.Array
         targets = {name: augment.mix_target(t, partner, share) for name, t in targets.items()}
         # A mixed example has a label, or an image, only if both of its sources have one.
         masks = {n: jnp.where(share < 1.0, m * m[partner], m) for n, m in masks.items()}
-    views = streams(program.seed, step, *(f"view/{name}" for name in program.pretexts))
+    views = streams(seed, step, *(f"view/{name}" for name in program.pretexts))
     keys = {
         name: jax.random.split(key, images.shape[0])
         for name, key in zip(program.pretexts, views, strict=True)
@@ -134,8 +136,8 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
     program, weigh = training.program, training.weighting
     if "pictures" in batch:
         batch = {**batch, "image": sharding.taken(batch["pictures"], batch["image"])}
-    examples = sharding.over_batch(augmented(training, state.step, batch))
-    dropout, mixing = streams(program.seed, state.step, "dropout", "weighting")
+    examples = sharding.over_batch(augmented(training, state.seed, state.step, batch))
+    dropout, mixing = streams(state.seed, state.step, "dropout", "weighting")
     counts = {name: jnp.sum(mask) for name, mask in examples["masks"].items()}
     present = {name: count > 0 for name, count in counts.items()}
 
@@ -174,6 +176,7 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
     params = optax.apply_updates(state.params, updates)
     carried = weigh.update(state.task_weights, losses, present, by_owner, state.step)
     new = TrainState(
+        seed=state.seed,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,

@@ -303,7 +303,7 @@ def go_on(
 
 def begin(config: ConfigDict, training: step.Training, abstract: Any) -> state.TrainState:
     """The state of a new run: drawn from its seed, but for the weights that it takes over."""
-    current = state.create_sharded(training, abstract)
+    current = state.create_sharded(training, abstract, config.seed)
     if config.init_from:
         current = initial.init_from(config, current)
     return initial.networks(training.program.pretexts, current)

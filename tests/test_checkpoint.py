@@ -40,6 +40,7 @@ def tree(encoder=(4, 8), layers=2, seed=0):
 def state(step=0, ema=True, **shape):
     params = tree(**shape)
     return TrainState(
+        seed=jnp.uint32(0),
         step=jnp.int32(step),
         params=params,
         batch_stats={},

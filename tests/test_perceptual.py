@@ -59,7 +59,7 @@ def test_the_loss_compares_features_of_the_imported_network_and_does_not_train_i
 
     # By hand: the filled image and the original through the module.
     batch = tiny.batch()
-    examples = step.augmented(training, current.step, batch)
+    examples = step.augmented(training, 0, current.step, batch)
     views, targets = make_views(training.program, examples["images"], examples["keys"])
     del views["clean"]
     outputs = training.program.model.apply(

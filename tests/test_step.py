@@ -78,7 +78,7 @@ def shapes(of, training, state):
 
 def kept(training, at: int):
     """The masks of a step: the one thing that the reference takes from the code under test."""
-    keys = step.augmented(training, jnp.int32(at), BATCH)["keys"]["mae"]
+    keys = step.augmented(training, 0, jnp.int32(at), BATCH)["keys"]["mae"]
     ((view, _),) = training.program.pretexts["mae"].views(keys, jnp.zeros((8, 16, 16, 3)))
     return np.asarray(view.keep)
 
@@ -318,7 +318,7 @@ def expression_loss(params, images_bhwc):
 
 def views_of(training):
     """The images of each view in the first step."""
-    examples = step.augmented(training, jnp.int32(0), BATCH)
+    examples = step.augmented(training, 0, jnp.int32(0), BATCH)
     views, _ = make_views(training.program, examples["images"], examples["keys"])
     return {name: np.asarray(view.images, np.float64) for name, view in views.items()}
 
@@ -519,10 +519,9 @@ def test_tasks_may_read_a_texture(before):
 
 def augmented(seed=0, **settings):
     training = tiny.training(config_of())
-    training = dataclasses.replace(
-        tiny.changed(training, seed=seed), augment=augment.Augment(image_size=16, **settings)
-    )
-    return jax.jit(functools.partial(step.augmented, training))(jnp.int32(3), BATCH)
+    moved = augment.Augment(image_size=16, **settings)
+    training = dataclasses.replace(training, augment=moved)
+    return jax.jit(functools.partial(step.augmented, training, seed))(jnp.int32(3), BATCH)
 
 
 def test_mixing_gives_soft_labels_of_both_sources():
@@ -558,7 +557,7 @@ def test_each_task_mends_its_label_for_a_mirror(training):
     training = dataclasses.replace(
         tiny.changed(training, tasks={"pose": Leaning}), augment=augment.Augment(16, flip=0.5)
     )
-    found = jax.device_get(step.augmented(training, jnp.int32(0), BATCH))
+    found = jax.device_get(step.augmented(training, 0, jnp.int32(0), BATCH))
     images = BATCH["image"] / np.float32(255)
     mirrored = found["targets"]["pose"] < 0
     assert 0 < mirrored.sum() < 8
