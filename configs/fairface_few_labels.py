@@ -10,7 +10,9 @@ Paper: HMTL, arXiv 2105.06421; the data set is Karkkainen 2021. Encoder, size an
 Expected: not measured yet; `python -m experiments.tables fairface_10_cpu` does. Who is served
 worst: `python -m hmtl_jax.fairness runs/few --by race,gender`.
 
-`supervised` sees the faces with labels alone, for as many steps of as many faces.
+`supervised` sees the faces with labels alone, for as many steps of as many of them: the others have
+as many faces without labels beside them in each batch. `masksub` in place of the puzzle holds a
+masked view against what is sure of the whole face.
 """
 
 from hmtl_jax import recipe
@@ -19,16 +21,17 @@ LABELLED = 0.1
 
 
 def get_config(arg: str = ""):
-    """arg: `cpu`, `supervised`, or both with a comma."""
-    cpu, supervised = recipe.arguments(arg, "cpu", "supervised")
+    """arg: `cpu`, one of `supervised` and `masksub`, or both with a comma."""
+    cpu, supervised, masksub = recipe.arguments(arg, "cpu", "supervised", "masksub")
     config = recipe.defaults()
-    config.batch_size = 64
-    config.steps = 1500 if cpu else 6000
+    config.batch_size = rows = 64 if cpu else 128
+    config.steps = 1500 if cpu else 3000
     config.eval_every = config.steps // 6
     config.log_every = 50
 
     config.data.name = "fairface"
     config.data.image_size = 64 if cpu else 96
+    config.data.cache = "host" if cpu else "device"
     config.data.stratify = "race"
     config.augment.flip = 0.5
     config.augment.rotation = 15.0
@@ -36,7 +39,7 @@ def get_config(arg: str = ""):
     config.augment.shift = 0.1
     config.augment.color_jitter = (0.25, 0.25, 0.25, 0.0)
 
-    config.model.encoder = "cnn24" if cpu else "resnet18-small"
+    config.model.encoder = "cnn24" if cpu else "cnn64"
     if cpu:
         config.model.dtype = "float32"
     config.model.head_dropout = 0.2
@@ -51,8 +54,12 @@ def get_config(arg: str = ""):
     if supervised:
         config.data.subset = LABELLED
         return config
-    config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
-    config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the tasks'
+    if masksub:
+        config.pretexts.masksub = recipe.pretext_task("masksub", threshold=0.8)
+    else:
+        config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+        config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the tasks'
     config.data.labelled = LABELLED
-    config.data.unlabelled_share = 0.25
+    config.batch_size = 2 * rows  # as many labels a step as the supervised form sees
+    config.data.unlabelled_share = 0.5
     return config

@@ -10,7 +10,8 @@ Clean stream, 2 × 2 tiles, encoder and budget are ours.
 Expected: not measured yet; `python -m experiments.tables ferplus_5_cpu` does, and
 `ferplus_20_cpu` with a fifth of the labels.
 
-`supervised` sees the faces with labels alone, for as many steps of as many faces. `pretrain` solves
+`supervised` sees the faces with labels alone, for as many steps of as many of them: the others have
+as many faces without labels beside them in each batch. `pretrain` solves
 the puzzle alone; `finetune` then starts from its workdir, with `--config.init_from`. Another share:
 `--config.data.labelled=0.2`, in a supervised form `--config.data.subset=0.2`. In place of puzzles:
 
@@ -37,8 +38,8 @@ def get_config(arg: str = ""):
         arg, "cpu", "supervised", "pretrain", "finetune", *PRETEXTS
     )
     config = ferplus_supervised.get_config("cpu" if cpu else "")
-    config.batch_size = 64
-    config.steps = 1500 if cpu else 6000
+    config.batch_size = rows = 64 if cpu else 128
+    config.steps = 1500 if cpu else 3000
     config.eval_every = config.steps // 6
     config.optim.lr = 3e-3
     config.optim.ema = 0.995
@@ -56,5 +57,6 @@ def get_config(arg: str = ""):
     if name != "masksub":  # whose target is the task's own
         config.pretexts[name].weight_schedule = "linear"  # to 0: the last steps are the task's
     config.data.labelled = LABELLED
-    config.data.unlabelled_share = 0.25
+    config.batch_size = 2 * rows  # as many labels a step as the supervised form sees
+    config.data.unlabelled_share = 0.5
     return config

@@ -22,12 +22,13 @@ def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     (cpu,) = recipe.arguments(arg, "cpu")
     config = recipe.defaults()
-    config.batch_size = 128
+    config.batch_size = 128 if cpu else 256
     config.epochs = 50.0 if cpu else 200.0
     config.log_every = 50
 
     config.data.name = "ferplus"
     config.data.image_size = 48
+    config.data.cache = "host" if cpu else "device"
     config.augment.flip = 0.5
     config.augment.rotation = 30.0
     config.augment.shear = 0.2
@@ -35,7 +36,7 @@ def get_config(arg: str = ""):
     config.augment.shift = 0.15
     config.augment.color_jitter = (0.25, 0.25, 0.0, 0.0)
 
-    config.model.encoder = "cnn32" if cpu else "resnet18-small"
+    config.model.encoder = "cnn32" if cpu else "cnn64"
     if cpu:
         config.model.dtype = "float32"
     config.model.head_dropout = 0.2

@@ -2,25 +2,32 @@
 
     python -m experiments.tables ferplus_targets_cpu --data_dir data --runs runs/tables --jobs 2
     python -m experiments.tables ferplus_targets_cpu --runs runs/tables --only_table
+    python -m experiments.tables ferplus_20 ferplus_5 ferplus_100 fairface_10 --jobs 8 --minutes 12
+
+The last line is for a GPU: cells side by side on it, the most important ones first; what has not
+come to its end by then goes on when the same command is given again.
 
 Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
 A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
 What a cell came to is kept in experiments/cells/NAME.json, which is committed: another machine runs
 what is missing there.
-With `--jobs`, cells run side by side, each on its own share of the cores: small models use one core
-better than two. The minutes of a run are those of its share.
+With `--jobs`, cells run side by side: on a CPU each on its own share of the cores, since small
+models use one core better than two; on a GPU each with its share of the memory. The minutes of a
+run are those of its share.
 The table has, for each method, mean ± standard deviation over seeds on the test split, the
-difference from the first method with Welch's 95 % interval, and the wall time of a run. A part of
-the labels is the same part for all seeds. It is written to experiments/NAME.md as far as cells are
-there.
+difference from the first method with Welch's 95 % interval, the best value on validation, and the
+wall time of a run. A part of the labels is the same part for all seeds. It is written to
+experiments/NAME.md as far as cells are there.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -51,6 +58,7 @@ class Table:
     metric: str
     methods: Mapping[str, Sequence[tuple[str, Sequence[str]]]]
     seeds: int = 3
+    also: Sequence[str] = ()
 
     @property
     def percent(self) -> bool:
@@ -63,11 +71,11 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(recipe, flags)]
 
 
-def few_labels(form: str, share: float, steps: int) -> dict:
+def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
     """FER+ with a share of the labels: alone, with masked views or a puzzle of all faces, and more.
 
-    form: the recipe's argument. Batches, steps and warm-up are equal, but for `supervised_longer`,
-    which has twice the steps, for what the puzzle costs in processor time.
+    form: the recipe's argument. rows: faces with labels in each batch. Steps, these and the warm-up
+    are equal, but for `supervised_longer`, which has twice the steps, for what a pretext costs.
     """
 
     def method(role: str, *flags: str, longer: int = 1) -> tuple[str, tuple[str, ...]]:
@@ -75,30 +83,32 @@ def few_labels(form: str, share: float, steps: int) -> dict:
         size = (f"--config.steps={longer * steps}", f"--config.eval_every={longer * steps // 6}")
         return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
 
-    few = f"--config.data.subset={share}"
-    every = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
+    few, hidden = f"--config.data.subset={share}", f"--config.data.labelled={share}"
+    same = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
     return {
         "supervised": [method("supervised", few)],
-        "masksub_all_faces": [method("masksub", f"--config.data.labelled={share}")],
-        "puzzle_all_faces": [method("", f"--config.data.labelled={share}")],
-        "puzzle_same_faces": [method("", few, *every)],
-        "supervised_longer": [method("supervised", few, longer=2)],
+        "masksub_all_faces": [method("masksub", hidden)],
+        "puzzle_all_faces": [method("", hidden)],
         "puzzle_then_finetune": [method("pretrain"), method("finetune", few)],
+        "puzzle_same_faces": [method("", few, *same, f"--config.batch_size={rows}")],
+        "supervised_longer": [method("supervised", few, longer=2)],
+        "inpaint_all_faces": [method("inpaint", hidden)],
+        "drloc_all_faces": [method("drloc", hidden)],
     }
 
 
-def few_pretexts(form: str, share: float, steps: int) -> dict:
-    """FER+ with a share of the labels: alone, and with each pretext of all faces."""
-    size = (f"--config.steps={steps}", f"--config.eval_every={steps // 6}")
-    found = {
-        "supervised": one(
-            f"ferplus_few_labels:{form},supervised", *size, f"--config.data.subset={share}"
-        )
+def fairface(form: str) -> dict:
+    """FairFace with a share of the labels: alone, and with a pretext of all faces."""
+
+    def method(*words: str) -> list[tuple[str, tuple[str, ...]]]:
+        said = ",".join(filter(None, (form, *words)))
+        return one(f"fairface_few_labels{said and ':' + said}")
+
+    return {
+        "supervised": method("supervised"),
+        "masksub_all_faces": method("masksub"),
+        "puzzle_all_faces": method(),
     }
-    for name in ("puzzle", "inpaint", "masksub", "drloc"):
-        recipe = f"ferplus_few_labels:{form},{name}"
-        found[name] = one(recipe, *size, f"--config.data.labelled={share}")
-    return found
 
 
 # Of every task on rendered faces, what is compared.
@@ -135,38 +145,54 @@ TABLES = {
     "ferplus_5_cpu": Table(
         "FER+, 5 % of the labels, small CNN, 1,500 steps of 64",
         "expression/accuracy",
-        few_labels("cpu", 0.05, 1500),
+        few_labels("cpu", 0.05, 1500, 64),
     ),
     "ferplus_20_cpu": Table(
         "FER+, 20 % of the labels, small CNN, 3,600 steps of 64",
         "expression/accuracy",
-        few_labels("cpu", 0.2, 3600),
-    ),
-    "ferplus_20_pretexts_cpu": Table(
-        "FER+, 20 % of the labels, small CNN, 3,600 steps of 64: another pretext each",
-        "expression/accuracy",
-        few_pretexts("cpu", 0.2, 3600),
-        seeds=1,
+        few_labels("cpu", 0.2, 3600, 64),
     ),
     "fairface_10_cpu": Table(
-        "FairFace, 10 % of the labels, small CNN at 64 px, 1,500 steps of 64: gender",
+        "FairFace, 10 % of the labels, small CNN at 64 px, 1,500 steps of 64 with labels: gender",
         "gender/accuracy",
-        {
-            "supervised": one("fairface_few_labels:cpu,supervised"),
-            "puzzle": one("fairface_few_labels:cpu"),
-        },
+        fairface("cpu"),
+        also=("race/accuracy", "age_group/accuracy"),
     ),
     "ferplus_5": Table(
-        "FER+, 5 % of the labels, ResNet-18 for small pictures on one GPU, 6,000 steps of 64",
+        "FER+, 5 % of the labels, CNN of 5 M on one GPU, 3,000 steps of 128 with labels",
         "expression/accuracy",
-        few_labels("", 0.05, 6000),
+        few_labels("", 0.05, 3000, 128),
         seeds=5,
     ),
     "ferplus_20": Table(
-        "FER+, 20 % of the labels, ResNet-18 for small pictures on one GPU, 12,000 steps of 64",
+        "FER+, 20 % of the labels, CNN of 5 M on one GPU, 6,000 steps of 128 with labels",
         "expression/accuracy",
-        few_labels("", 0.2, 12000),
+        few_labels("", 0.2, 6000, 128),
         seeds=5,
+    ),
+    "fairface_10": Table(
+        "FairFace, 10 % of the labels, CNN of 5 M at 96 px on one GPU, 3,000 steps of 128: gender",
+        "gender/accuracy",
+        fairface(""),
+        seeds=5,
+        also=("race/accuracy", "age_group/accuracy"),
+    ),
+    "ferplus_100": Table(
+        "FER+, all labels, CNN of 5 M on one GPU, 200 epochs",
+        "expression/accuracy",
+        {
+            "supervised": one("ferplus_supervised"),
+            "masksub": one(
+                "ferplus_few_labels:masksub",
+                "--config.steps=19560",
+                "--config.eval_every=978",
+                "--config.batch_size=256",
+                "--config.data.labelled=1",
+                "--config.data.unlabelled_share=0",
+                "--config.optim.lr=4e-3",
+                "--config.optim.ema=0.998",
+            ),
+        },
     ),
     "ferplus_100_cpu": Table(
         "FER+, all labels, small CNN, 40 epochs",
@@ -205,64 +231,109 @@ TABLES = {
 
 
 def main() -> None:
-    """Runs what is missing of a table, and writes it."""
-    parser = argparse.ArgumentParser(description="Runs a table of methods and seeds.")
-    parser.add_argument("table", choices=sorted(TABLES))
+    """Runs what is missing of some tables, and writes them."""
+    parser = argparse.ArgumentParser(description="Runs tables of methods and seeds.")
+    parser.add_argument("tables", nargs="+", choices=sorted(TABLES), metavar="TABLE")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/tables"))
-    parser.add_argument("--seeds", type=int, help="instead of the table's own number")
+    parser.add_argument("--seeds", type=int, help="instead of the tables' own numbers")
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side")
+    parser.add_argument("--minutes", type=float, help="after which cells stop, to go on later")
     parser.add_argument("--only_table", action="store_true", help="run nothing")
     args = parser.parse_args()
-    table, folder = TABLES[args.table], args.runs / args.table
-    seeds, out = range(args.seeds or table.seeds), HERE / f"{args.table}.md"
-    kept = Kept(HERE / "cells" / f"{args.table}.json", table)
+    work = [Work(name, args) for name in args.tables]
     if not args.only_table:
-        # Seed by seed: after the first round every method has a number.
-        cells = [(seed, name) for seed in seeds for name in table.methods]
-        shares = shares_of(args.jobs)
-        if args.table.startswith("synthetic"):
+        if any(name.startswith("synthetic") for name in args.tables):
             train.render_if_missing(pathlib.Path(args.data_dir))  # once, not in each cell
-
-        def run(cell: tuple[int, str]) -> None:
-            seed, name = cell
-            if kept.score(name, seed):
-                return
-            cores = shares.get()
-            try:
-                run_cell(folder, name, seed, table.methods[name], args.data_dir, cores)
-                kept.add(name, seed, score(folder, table, name, seed))
-            except SystemExit as error:
-                print(f"{error} The cells that run are waited for.", file=sys.stderr, flush=True)
-                raise
-            finally:
-                shares.put(cores)
-
-        with futures.ThreadPoolExecutor(args.jobs) as pool:
-            running = [pool.submit(run, cell) for cell in cells]
-            try:
-                for cell in futures.as_completed(running):
-                    cell.result()
-                    out.write_text(render(table, kept, seeds))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    out.write_text(render(table, kept, seeds))
-    print(out.read_text())
+        run_all(work, args)
+    for one_of in work:
+        print(one_of.write())
 
 
-def shares_of(jobs: int) -> queue.Queue:
-    """A queue of as many parts of the cores as there are jobs; for one job it is not told which."""
-    shares: queue.Queue = queue.Queue()
-    if jobs == 1:
-        shares.put([])
-        return shares
+class Work:
+    """A table with its files."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        self.table, self.folder = TABLES[name], args.runs / name
+        self.seeds = range(args.seeds or self.table.seeds)
+        self.kept = Kept(HERE / "cells" / f"{name}.json", self.table)
+        self.out = HERE / f"{name}.md"
+
+    def write(self) -> str:
+        """Writes the table as far as cells are there."""
+        text = render(self.table, self.kept, self.seeds)
+        self.out.write_text(text)
+        return text
+
+    def run(self, method: str, seed: int, args: argparse.Namespace, place: "Place") -> None:
+        """Runs a cell, and keeps what it came to; one that is stopped goes on another time."""
+        stages = self.table.methods[method]
+        if run_cell(self.folder, method, seed, stages, args.data_dir, place):
+            self.kept.add(method, seed, score(self.folder, self.table, method, seed))
+
+
+def run_all(work: Sequence[Work], args: argparse.Namespace) -> None:
+    """Seed by seed over all tables: after the first round every method of each has a number."""
+    most = max(len(one_of.seeds) for one_of in work)
+    cells = [
+        (one_of, name, seed)
+        for seed in range(most)
+        for one_of in work
+        for name in one_of.table.methods
+        if seed in one_of.seeds and not one_of.kept.score(name, seed)
+    ]
+    places = places_of(args.jobs, args.minutes)
+
+    def run(one_of: Work, name: str, seed: int) -> None:
+        place = places.get()
+        try:
+            one_of.run(name, seed, args, place)
+        except SystemExit as error:
+            print(f"{error} The cells that run are waited for.", file=sys.stderr, flush=True)
+            raise
+        finally:
+            places.put(place)
+
+    with futures.ThreadPoolExecutor(args.jobs) as pool:
+        running = {pool.submit(run, *cell): cell[0] for cell in cells}
+        try:
+            for cell in futures.as_completed(running):
+                cell.result()
+                running[cell].write()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a cell runs: on these cores (none: on any), in this environment, until this time."""
+
+    cores: Sequence[int]
+    environment: Mapping[str, str]
+    until: float = math.inf
+
+
+def places_of(jobs: int, minutes: float | None) -> queue.Queue:
+    """A queue of as many places as there are jobs.
+
+    On a GPU each gets its part of the memory, and what one compiles the others read.
+    """
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= jobs <= len(cores):
         sys.exit(f"error: --jobs is {jobs}; give from 1 to {len(cores)}, the cores at hand.")
+    environment = {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}",
+        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path("~/.cache/hmtl_jax/tables").expanduser()),
+        **os.environ,
+    }
+    on_gpu = shutil.which("nvidia-smi") is not None
+    places: queue.Queue = queue.Queue()
     for job in range(jobs):
-        shares.put(cores[job::jobs])
-    return shares
+        own = [] if jobs == 1 or on_gpu else cores[job::jobs]
+        places.put(Place(own, environment if on_gpu else dict(os.environ), until))
+    return places
 
 
 def stage_dir(folder: pathlib.Path, method: str, seed: int, stage: int) -> pathlib.Path:
@@ -276,9 +347,9 @@ def run_cell(
     seed: int,
     stages: Sequence,
     data_dir: str,
-    cores: Sequence[int],
-) -> None:
-    """Runs the stages of a cell that are not done, on these cores."""
+    place: Place,
+) -> bool:
+    """Runs the stages of a cell that are not done; whether all of them are now."""
     for index, (recipe, flags) in enumerate(stages):
         workdir = stage_dir(folder, method, seed, index)
         if done(workdir, recipe, flags):
@@ -294,12 +365,17 @@ def run_cell(
         ]  # fmt: skip
         if index:
             command.append(f"--config.init_from={stage_dir(folder, method, seed, index - 1)}")
+        if time.monotonic() > place.until:
+            return False
         print(f"{method}, seed {seed}: {' '.join(command[1:])}", flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
-        code, seconds = timed(command, workdir, cores)
+        code, seconds = timed(command, workdir, place)
+        if not results.newest_report(workdir, "test") and time.monotonic() > place.until:
+            return False  # stopped at its checkpoint
         if code:
             sys.exit(f"error: the run ended with status {code}; see {workdir / 'log.txt'}.")
         write_json(workdir / DONE, {"recipe": recipe, "flags": list(flags), "seconds": seconds})
+    return True
 
 
 def done(workdir: pathlib.Path, recipe: str, flags: Sequence[str]) -> bool:
@@ -315,16 +391,23 @@ def done(workdir: pathlib.Path, recipe: str, flags: Sequence[str]) -> bool:
     return True
 
 
-def timed(command: Sequence[str], workdir: pathlib.Path, cores: Sequence[int]) -> tuple[int, float]:
+def timed(command: Sequence[str], workdir: pathlib.Path, place: Place) -> tuple[int, float]:
     """Runs a stage: its status, and its seconds with those of earlier processes of this stage."""
     spent, started = workdir / "spent.json", time.monotonic()
     before = json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0
     try:
         with open(workdir / "log.txt", "a") as log:
-            process = subprocess.Popen(command, cwd=HERE.parent, stdout=log, stderr=log)
-            if cores:
-                os.sched_setaffinity(process.pid, cores)  # before it starts threads
-            code = process.wait()
+            process = subprocess.Popen(
+                command, cwd=HERE.parent, env=dict(place.environment), stdout=log, stderr=log
+            )
+            if place.cores:
+                os.sched_setaffinity(process.pid, place.cores)  # before it starts threads
+            left = place.until - time.monotonic()
+            try:
+                code = process.wait(left if math.isfinite(left) else None)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # it saves a checkpoint
+                code = process.wait()
     finally:
         seconds = before + time.monotonic() - started
         write_json(spent, {"seconds": seconds})
@@ -333,11 +416,17 @@ def timed(command: Sequence[str], workdir: pathlib.Path, cores: Sequence[int]) -
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a cell reached on test, the skill of each of its pretexts, and the seconds it took."""
+    """What a cell reached on test, the skill of each of its pretexts, and the seconds it took.
+
+    validation: the best value there, by which one of several methods may be chosen. also: further
+    metrics of the table on test.
+    """
 
     value: float
     skills: Mapping[str, float]
     seconds: float
+    validation: float | None = None
+    also: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score | None:
@@ -355,7 +444,20 @@ def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score |
         parts = {name: part for name, part in report.items() if isinstance(part, Mapping)}
         skills |= {name: part["skill"] for name, part in parts.items() if "skill" in part}
     task, metric = table.metric.split("/")
-    return Score(report[task][metric], skills, seconds)
+    return Score(
+        value=report[task][metric],
+        skills=skills,
+        seconds=seconds,
+        validation=validated(folders[-1], task, metric),
+        also={name: report[name.split("/")[0]][name.split("/")[1]] for name in table.also},
+    )
+
+
+def validated(folder: pathlib.Path, task: str, metric: str) -> float | None:
+    """The best value that validation had in a run."""
+    reports = [json.loads(path.read_text()) for path in (folder / "eval").glob("validation-*.json")]
+    found = [report[task][metric] for report in reports if task in report]
+    return max(found, key=lambda value: names.score(metric, value)) if found else None
 
 
 class Kept:
@@ -379,7 +481,10 @@ class Kept:
     def score(self, method: str, seed: int) -> Score | None:
         """What a cell came to; None where it is missing."""
         cell = self._cells[method].get(str(seed))
-        return Score(cell["value"], cell["skills"], cell["seconds"]) if cell else None
+        if not cell:
+            return None
+        known = {field.name for field in dataclasses.fields(Score)}
+        return Score(**{key: value for key, value in cell.items() if key in known})
 
     def add(self, method: str, seed: int, found: Score | None) -> None:
         """Keeps a cell, whole or not at all."""
@@ -394,46 +499,64 @@ class Kept:
 
 def render(table: Table, kept: Kept, seeds: Sequence[int]) -> str:
     """The table as Markdown."""
-    unit = 100 if table.percent else 1
     found = {name: [kept.score(name, seed) for seed in seeds] for name in table.methods}
     cells = {name: [cell for cell in row if cell] for name, row in found.items()}
-    base = next(iter(cells.values()))
+    base = [cell.value for cell in next(iter(cells.values()))]
+    heads = (
+        "method", "seeds", "validation", "test", "difference", *table.also, "skill of the pretext",
+        "minutes a run",
+    )  # fmt: skip
     lines = [
         f"# {table.title}", "",
         f"Test {table.metric}{' in %' if table.percent else ''}, mean ± standard deviation over "
         "seeds; the difference from the first row with Welch's 95 % interval.", "",
-        "| method | seeds | test | difference | skill of the pretext | minutes a run |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]  # fmt: skip
+    first = next(iter(cells))
     for name, row in cells.items():
-        values = unit * np.array([cell.value for cell in row])
-        if not len(values):
-            lines.append(f"| {name} | 0 | – | – | – | – |")
+        if not row:
+            lines.append(f"| {name} | 0 {'| – ' * (len(heads) - 2)}|")
             continue
-        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        against = (
-            "–"
-            if row is base or not base
-            else difference(values, unit * np.array([cell.value for cell in base]))
-        )
+        values = [cell.value for cell in row]
+        validation = [cell.validation for cell in row if cell.validation is not None]
         learnt = ", ".join(
             f"{pretext} {np.mean([cell.skills[pretext] for cell in row]):.2f}"
             for pretext in row[0].skills
         )
-        minutes = np.mean([cell.seconds for cell in row]) / 60
-        lines.append(
-            f"| {name} | {len(values)} | {values.mean():.2f}{spread} | {against} | {learnt or '–'} "
-            f"| {minutes:.1f} |"
+        columns = (
+            name,
+            str(len(row)),
+            spread(table.metric, validation),
+            spread(table.metric, values),
+            difference(table.metric, values, base) if name != first and base else "–",
+            *(
+                spread(key, [cell.also[key] for cell in row if key in cell.also])
+                for key in table.also
+            ),
+            learnt or "–",
+            f"{np.mean([cell.seconds for cell in row]) / 60:.1f}",
         )
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
 
-def difference(ours: np.ndarray, base: np.ndarray) -> str:
+def spread(metric: str, values: Sequence[float]) -> str:
+    """Mean ± standard deviation, in the unit in which people read the metric."""
+    scaled = names.shown_in(metric)[0] * np.array(values)
+    if not len(scaled):
+        return "–"
+    return f"{scaled.mean():.2f}" + (f" ± {scaled.std(ddof=1):.2f}" if len(scaled) > 1 else "")
+
+
+def difference(metric: str, ours: Sequence[float], base: Sequence[float]) -> str:
     """The difference of means with Welch's interval, where there are seeds enough for one."""
-    gap = f"{ours.mean() - base.mean():+.2f}"
+    scale = names.shown_in(metric)[0]
+    gap = f"{scale * (np.mean(ours) - np.mean(base)):+.2f}"
     if min(len(ours), len(base)) < 2:
         return gap
-    interval = stats.ttest_ind(ours, base, equal_var=False).confidence_interval(0.95)
+    test = stats.ttest_ind(scale * np.array(ours), scale * np.array(base), equal_var=False)
+    interval = test.confidence_interval(0.95)
     return f"{gap} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 

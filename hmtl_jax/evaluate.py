@@ -36,15 +36,16 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: A
     """Evaluates a run on the test split of its own data, draws the pictures, and says the result.
 
     config: its recipe. measure_step: of the run's program, as training has compiled it. Leaves
-    eval/SPLIT-STEP.json.
+    eval/SPLIT-STEP.json, and every example's answers in the table beside it.
     """
     split, found, left = config.data.test, {}, []
     if split:
         identity = sources.identity(config.data.data_dir, config.data.name)
         source = sources.open_split(config.data.data_dir, config.data.name, split)
-        found, _ = of_split(measure_step, run.program, run.variables, source, config)
+        found, rows = of_split(measure_step, run.program, run.variables, source, config)
         left.append(f"eval/{split}-{run.step}.json")
         write(run.run / left[0], about(run.config, run.step, split, identity) | found)
+        write_answers(run, source, rows, run.run / left[0])
     left += pictures.draw(run, config, mesh, found)
     said = f"{split}: {headlines(scalars(found))}" if found else "trained"
     cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
@@ -258,9 +259,18 @@ def assess(
     seen, _ = matched(run.program.tasks, source)
     said["unmatched"] = seen.unmatched
     write(place, said)
-    table = answers.table(run.program.tasks, seen, rows)
-    files.write_parquet(place.with_suffix(".parquet"), table)
+    write_answers(run, source, rows, place)
     return said, place
+
+
+def write_answers(
+    run: trained.Trained, source: sources.Opened, rows: Mapping[str, dict], report: pathlib.Path
+) -> None:
+    """Every example's labels and answers, as a table of that name beside a report."""
+    if run.program.tasks and cluster.lead():
+        seen, _ = matched(run.program.tasks, source)
+        table = answers.table(run.program.tasks, seen, rows)
+        files.write_parquet(report.with_suffix(".parquet"), table)
 
 
 def _file_name(said: Mapping[str, Any], identity: Mapping[str, Any], same: bool) -> str:

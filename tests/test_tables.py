@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ TABLE = tables.Table(
     "pose/mae",
     {"plain": tables.one("toy"), "two": [("toy", ()), ("toy:finetune", ())]},
 )
+
+HERE = tables.Place([], dict(os.environ))
 
 
 def finish(folder, method, seed, values):
@@ -66,34 +69,34 @@ def test_a_table_has_means_and_welchs_interval_of_the_cells_that_are_there(tmp_p
     half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
     gap = two.mean() - plain.mean()
     lines = rendered(tmp_path, range(3))
-    assert "| plain | 3 | 6.00 ± 1.00 | – | – | 1.0 |" in lines
+    assert "| plain | 3 | – | 6.00 ± 1.00 | – | – | 1.0 |" in lines
     wanted = f"{gap:+.2f} [{gap - half:+.2f}, {gap + half:+.2f}]"
-    assert f"| two | 2 | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | puzzle 0.62 | 2.0 |" in lines
+    assert f"| two | 2 | – | 4.25 ± {two.std(ddof=1):.2f} | {wanted} | puzzle 0.62 | 2.0 |" in lines
 
 
 def test_a_row_that_is_there_before_the_baseline_has_no_difference_yet(tmp_path):
     finish(tmp_path, "two", 0, [9.9, 4.0])
     lines = rendered(tmp_path, range(1))
-    assert "| two | 1 | 4.00 | – | puzzle 0.50 | 2.0 |" in lines
+    assert "| two | 1 | – | 4.00 | – | puzzle 0.50 | 2.0 |" in lines
 
 
 def test_a_method_without_a_cell_has_a_row_of_dashes(tmp_path):
     finish(tmp_path, "plain", 0, [5.0])
     lines = rendered(tmp_path, range(1))
-    assert "| plain | 1 | 5.00 | – | – | 1.0 |" in lines
-    assert "| two | 0 | – | – | – | – |" in lines
+    assert "| plain | 1 | – | 5.00 | – | – | 1.0 |" in lines
+    assert "| two | 0 | – | – | – | – | – |" in lines
 
 
 def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, monkeypatch):
     finish(tmp_path, "two", 0, [9.9])
     commands = []
 
-    def timed(command, workdir, cores):
+    def timed(command, workdir, place):
         commands.append(command)
         return len(commands) - 1, 60.0
 
     monkeypatch.setattr(tables, "timed", timed)
-    cell = (tmp_path, "two", 0, TABLE.methods["two"], "data", [0])
+    cell = (tmp_path, "two", 0, TABLE.methods["two"], "data", HERE)
     tables.run_cell(*cell)
     (command,) = commands
     assert "--config=configs/toy.py:finetune" in command
@@ -101,13 +104,13 @@ def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, mo
     tables.run_cell(*cell)
     assert len(commands) == 1
     with pytest.raises(SystemExit, match=r"ended with status 1; see .*log\.txt"):
-        tables.run_cell(tmp_path, "two", 1, TABLE.methods["two"], "data", [0])
+        tables.run_cell(tmp_path, "two", 1, TABLE.methods["two"], "data", HERE)
     assert tables.score(tmp_path, TABLE, "two", 1) is None
 
 
 def test_the_time_of_a_stage_holds_that_of_its_earlier_processes(tmp_path):
     (tmp_path / "spent.json").write_text(json.dumps({"seconds": 100.0}))
-    code, seconds = tables.timed(["false"], tmp_path, sorted(os.sched_getaffinity(0)))
+    code, seconds = tables.timed(["false"], tmp_path, HERE)
     assert code == 1 and 100 < seconds < 160
     assert json.loads((tmp_path / "spent.json").read_text())["seconds"] == seconds
 
@@ -119,16 +122,17 @@ def test_a_stage_keeps_to_its_cores(tmp_path):
         "-c",
         "import os, time; time.sleep(1); print(os.sched_getaffinity(0))",
     ]
-    tables.timed(command, tmp_path, [core])
+    tables.timed(command, tmp_path, dataclasses.replace(HERE, cores=[core]))
     assert (tmp_path / "log.txt").read_text() == f"{{{core}}}\n"
 
 
 def test_jobs_share_the_cores_and_run_every_cell_once(tmp_path, monkeypatch, capsys):
     ran, cores = [], sorted(os.sched_getaffinity(0))
 
-    def run_cell(folder, name, seed, stages, data_dir, share):
-        ran.append((name, seed, tuple(share)))
+    def run_cell(folder, name, seed, stages, data_dir, place):
+        ran.append((name, seed, tuple(place.cores)))
         finish(folder, name, seed, [5.0 + seed] * len(stages))
+        return True
 
     monkeypatch.setattr(tables, "run_cell", run_cell)
     monkeypatch.setattr(tables, "HERE", tmp_path)
@@ -140,7 +144,7 @@ def test_jobs_share_the_cores_and_run_every_cell_once(tmp_path, monkeypatch, cap
     assert sorted(cell[:2] for cell in ran) == [(n, s) for n in ("plain", "two") for s in range(3)]
     shares = {tuple(cores[job::jobs]) for job in range(jobs)} if jobs > 1 else {()}
     assert {cell[2] for cell in ran} <= shares
-    assert "| plain | 3 | 6.00 ± 1.00 |" in (tmp_path / "toy.md").read_text()
+    assert "| plain | 3 | – | 6.00 ± 1.00 |" in (tmp_path / "toy.md").read_text()
     monkeypatch.setattr(sys, "argv", [*arguments[:-1], "999"])
     with pytest.raises(SystemExit, match="--jobs is 999; give from 1 to"):
         tables.main()
@@ -150,14 +154,15 @@ def test_a_cell_of_another_recipe_is_not_taken_for_this_one(tmp_path):
     finish(tmp_path, "plain", 0, [5.0])
     for changed in (tables.one("other"), tables.one("toy", "--config.epochs=3")):
         with pytest.raises(SystemExit, match=r"was run as toy .* remove it, or choose another"):
-            tables.run_cell(tmp_path, "plain", 0, changed, "data", [])
+            tables.run_cell(tmp_path, "plain", 0, changed, "data", HERE)
 
 
 def test_a_failed_cell_ends_the_table_and_what_is_there_is_written(tmp_path, monkeypatch):
-    def run_cell(folder, name, seed, stages, data_dir, share):
+    def run_cell(folder, name, seed, stages, data_dir, place):
         if (name, seed) == ("two", 0):
             sys.exit("error: the run ended with status 1")
         finish(folder, name, seed, [5.0])
+        return True
 
     monkeypatch.setattr(tables, "run_cell", run_cell)
     monkeypatch.setattr(tables, "HERE", tmp_path)
@@ -165,4 +170,32 @@ def test_a_failed_cell_ends_the_table_and_what_is_there_is_written(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["tables", "toy", "--seeds", "1", "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match="ended with status 1"):
         tables.main()
-    assert "| plain | 1 | 5.00 |" in (tmp_path / "toy.md").read_text()
+    assert "| plain | 1 | – | 5.00 |" in (tmp_path / "toy.md").read_text()
+
+
+def test_a_cell_that_is_out_of_time_is_stopped_and_goes_on_another_time(tmp_path):
+    """The command says that it was stopped, as a run does, and leaves no report."""
+    code = (
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit('saved'))\ntime.sleep(60)"
+    )
+    stop = dataclasses.replace(HERE, until=time.monotonic() + 1.5)
+    started = time.monotonic()
+    status, _ = tables.timed([sys.executable, "-c", code], tmp_path, stop)
+    assert status == 1 and time.monotonic() - started < 30
+    assert (tmp_path / "log.txt").read_text() == "saved\n"
+    late = dataclasses.replace(HERE, until=time.monotonic() - 1)
+    assert not tables.run_cell(tmp_path, "plain", 0, TABLE.methods["plain"], "data", late)
+
+
+def test_validation_and_more_metrics_have_a_column(tmp_path):
+    table = dataclasses.replace(TABLE, methods={"plain": tables.one("toy")}, also=("pose/rmse",))
+    finish(tmp_path, "plain", 0, [5.0])
+    folder = tables.stage_dir(tmp_path, "plain", 0, 0) / "eval"
+    for step, value in ((1, 6.0), (2, 4.5), (3, 5.5)):
+        write_json(folder / f"validation-{step}.json", {"step": step, "pose": {"mae": value}})
+    write_json(folder / "test-7.json", {"step": 7, "pose": {"mae": 5.0, "rmse": 7.0}})
+    kept = tables.Kept(tmp_path / "cells.json", table)
+    kept.add("plain", 0, tables.score(tmp_path, table, "plain", 0))
+    assert "| plain | 1 | 4.50 | 5.00 | – | 7.00 | – | 1.0 |" in tables.render(
+        table, kept, range(1)
+    )
