@@ -85,7 +85,7 @@ def groups(small: bool) -> Iterator[tuple[str, list[Case]]]:
             ],
         )
     faces = {"data__image_size": 16} if small else {}
-    rows = (8,) if small else (128, 512)
+    rows = (8,) if small else (256,)
     encoder = "cnn16" if small else "cnn64"
     yield (
         "48 px, pictures on the device",
@@ -105,14 +105,13 @@ def groups(small: bool) -> Iterator[tuple[str, list[Case]]]:
             )
         ],
     )  # fmt: skip
-    if not small:
-        yield (
-            "convolutions, 224 px",
-            [
-                Case(f"{name} supervised", vit(name, "supervised", 224), (128, 256))
-                for name in ("resnet50", "efficientnet_b0")
-            ],
-        )
+    yield (
+        f"convolutions, {px} px",
+        [
+            Case(f"{name} supervised", vit(name, "supervised", px), many)
+            for name in (("cnn16",) if small else ("resnet50", "efficientnet_b0"))
+        ],
+    )
 
 
 class Program:
@@ -146,7 +145,7 @@ class Program:
 
     def start(self) -> None:
         """Puts the state and the batch on the device, and runs three steps."""
-        self.state = jax.jit(lambda: state.create(self.training))()
+        self.state = jax.device_put(first_state(self.training))
         self.on_device = jax.device_put(self.batch)
         self.seconds(3)
 
@@ -161,6 +160,16 @@ class Program:
     def end(self) -> None:
         """Frees the device."""
         del self.state, self.on_device
+
+
+def first_state(training: step.Training) -> state.TrainState:
+    """A state of small random weights on the host, without the time to compile its initialisers."""
+    abstract = jax.eval_shape(lambda: state.create(training))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    params = jax.tree_util.tree_map_with_path(compile_time.noise, abstract.params)
+    statistics = jax.tree_util.tree_map_with_path(compile_time.noise, abstract.batch_stats)
+    averages = {"params": params, "batch_stats": statistics} if abstract.ema else {}
+    return dataclasses.replace(zeros, params=params, batch_stats=statistics, ema=averages)
 
 
 def timed(run: Callable[[int], float], seconds: float) -> list[float]:
@@ -195,7 +204,7 @@ class Rows:
         return "\n\n".join(parts) + "\n"
 
 
-def parity(rows: Rows, small: bool) -> None:
+def parity(rows: Rows, small: bool, compilers: int) -> None:
     """Twenty steps' losses: float32 and bfloat16 here, beside float32 on the processor."""
     size = {"data__image_size": 16 if small else 48}
     cases = {
@@ -215,21 +224,24 @@ def parity(rows: Rows, small: bool) -> None:
         "float32, default products": (here, "float32", None),
         "bfloat16": (here, "bfloat16", None),
     }
-    for name, make in cases.items():
-        losses = {}
-        for arm, (device, dtype, precision) in arms.items():
-            with jax.default_device(device), jax.default_matmul_precision(precision):
-                losses[arm] = twenty(make(dtype), 32)
-        wanted = losses["processor, float32"]
-        for arm, found in losses.items():
-            off = np.abs(found / wanted - 1)
-            rows.add(
-                f"Losses of twenty steps beside float32 on the processor: {name}",
-                {
-                    "arm": arm, "first": f"{found[0]:.5f}", "last": f"{found[-1]:.5f}",
-                    "off at step 1": f"{off[0]:.1e}", "off at most": f"{off.max():.1e}",
-                },
-            )  # fmt: skip
+
+    def losses(name: str, arm: str) -> np.ndarray:
+        device, dtype, precision = arms[arm]
+        with jax.default_device(device), jax.default_matmul_precision(precision):
+            return twenty(cases[name](dtype), 32)
+
+    with futures.ThreadPoolExecutor(compilers) as pool:
+        found = {(name, arm): pool.submit(losses, name, arm) for name in cases for arm in arms}
+    for (name, arm), future in found.items():
+        mine, wanted = future.result(), found[name, next(iter(arms))].result()
+        off = np.abs(mine / wanted - 1)
+        rows.add(
+            f"Losses of twenty steps beside float32 on the processor: {name}",
+            {
+                "arm": arm, "first": f"{mine[0]:.5f}", "last": f"{mine[-1]:.5f}",
+                "off at step 1": f"{off[0]:.1e}", "off at most": f"{off.max():.1e}",
+            },
+        )  # fmt: skip
 
 
 def twenty(config: ConfigDict, rows: int) -> np.ndarray:
@@ -238,7 +250,7 @@ def twenty(config: ConfigDict, rows: int) -> np.ndarray:
         config.batch_size = rows
     training = build.training(config, build.make_tasks(config, compile_time.Faces()), 10**5)
     run = build.jitted(step.train_step, training)
-    current, losses = jax.jit(lambda: state.create(training))(), []
+    current, losses = first_state(training), []
     batch = compile_time.batch_of(config, rows)
     rng = np.random.default_rng(1)
     batches = [
@@ -276,7 +288,7 @@ def wide(scale: jax.Array) -> jax.Array:
     return scale[:, None] * jnp.linspace(-0.1, 0.1, 4 * len(scale))
 
 
-def of_layers(rows: Rows, small: bool) -> None:
+def of_layers(rows: Rows, small: bool, compilers: int) -> None:
     """Forward and backward of the project's own layers over those of autodiff, at ViT-B's size."""
     shape = (4, 17, 32) if small else (256, 197, 768)
     x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
@@ -291,6 +303,9 @@ def of_layers(rows: Rows, small: bool) -> None:
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))
 
+    def ready(function: Callable, given: tuple) -> Callable:
+        return slope(function).lower(*given).compile()
+
     arms = {name: ((own, (x, scale)), (plain, (x, scale))) for name, (own, plain) in LAYERS.items()}
     for length in (5, 17) if small else (37, 50, 145, 197):
         part = (q_bnhd[:, :length],) * 2
@@ -300,10 +315,12 @@ def of_layers(rows: Rows, small: bool) -> None:
         arms[f"attention of {length} tokens"] = ((own, part), (plain, part))
         if layers.cudnn_here():
             arms[f"fused attention of {length} tokens"] = ((fused, part), (own, part))
+    with futures.ThreadPoolExecutor(compilers) as pool:
+        compiled = {name: [pool.submit(ready, *way) for way in pair] for name, pair in arms.items()}
     for name, pair in arms.items():
         ways = []
-        for function, given in pair:
-            run = slope(function)
+        for (_, given), future in zip(pair, compiled[name], strict=True):
+            run = future.result()
             jax.block_until_ready(run(*given))
 
             def many(count: int, run=run, given=given) -> float:
@@ -430,16 +447,18 @@ def main() -> None:
     ceiling = max(train_step.matmul_ceiling("bfloat16", side) for _ in range(5))
     rows.add("Ceiling", {"product of": f"{side}²", "TFLOP/s in bfloat16": f"{ceiling / 1e12:.1f}"})
 
-    work: list[Callable[[], None]] = []
-    found = list(groups(small))
-    for group, cases in found[:1]:
-        work.append(lambda group=group, cases=cases: steps(rows, args, group, cases, ceiling))
-    work.append(lambda: parity(rows, small))
-    for group, cases in reversed(found[-2:] if not small else found[1:]):
-        work.append(lambda group=group, cases=cases: steps(rows, args, group, cases, ceiling))
-    work.append(lambda: of_layers(rows, small))
-    for group, cases in found[1:-2] if not small else ():
-        work.append(lambda group=group, cases=cases: steps(rows, args, group, cases, ceiling))
+    def of(group: str, cases: list[Case]) -> Callable[[], None]:
+        return lambda: steps(rows, args, group, cases, ceiling)
+
+    largest, *middle, small_pictures, convolutions = (of(*group) for group in groups(small))
+    work = [
+        largest,
+        lambda: parity(rows, small, args.compilers),
+        small_pictures,
+        lambda: of_layers(rows, small, args.compilers),
+        convolutions,
+        *middle,
+    ]
     for part in work:
         if time.monotonic() > end:
             print("the time is over; what is missing was not measured")
