@@ -47,8 +47,13 @@ def main() -> None:
     parser.add_argument("--processes", default="1,2,4,8")
     parser.add_argument("--recipe", default="ferplus_supervised")
     parser.add_argument("--words", default="", help="the recipe's argument")
-    parser.add_argument("--change", action="append", default=[], help="KEY__KEY=VALUE of the recipe",
-                        type=lambda text: tuple(text.split("=", 1)))  # fmt: skip
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        help="KEY__KEY=VALUE of the recipe",
+        type=lambda text: tuple(text.split("=", 1)),
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

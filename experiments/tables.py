@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/tables"))
     parser.add_argument("--seeds", type=int, help="instead of the tables' own numbers")
+    parser.add_argument("--methods", default="", help="these alone, with commas")
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side")
     parser.add_argument("--minutes", type=float, help="after which cells stop, to go on later")
     parser.add_argument("--only_table", action="store_true", help="run nothing")
@@ -280,6 +281,7 @@ def run_all(work: Sequence[Work], args: argparse.Namespace) -> None:
         for seed in range(most)
         for one_of in work
         for name in one_of.table.methods
+        if not args.methods or name in args.methods.split(",")
         if seed in one_of.seeds and not one_of.kept.score(name, seed)
     ]
     places = places_of(args.jobs, args.minutes)
