@@ -11,6 +11,9 @@ Expected: `:cpu` has 85.72 % on test, 85.71 on validation (ours, one seed), and 
 separable CNN of 0.17 million parameters has 87.60 ± 1.15 %, measured on the same test,
 after some two hundred epochs; a VGG13 84.99 (Barsoum 2016).
 
+Without `:cpu`, a CNN of 1.9 million parameters: 87.09 % on test, 87.87 on validation (ours, one
+seed, an NVIDIA H200; 63,600 images/s, pictures on the device).
+
 `:cpu` is a small CNN of 0.48 million parameters: fifty epochs take about an hour and a half on two
 cores that are otherwise idle.
 """

@@ -159,26 +159,26 @@ TABLES = {
         also=("race/accuracy", "age_group/accuracy"),
     ),
     "ferplus_5": Table(
-        "FER+, 5 % of the labels, CNN of 5 M on one GPU, 3,000 steps of 128 with labels",
+        "FER+, 5 % of the labels, CNN of 1.9 M, NVIDIA H200, 3,000 steps of 128 labelled faces",
         "expression/accuracy",
         few_labels("", 0.05, 3000, 128),
         seeds=5,
     ),
     "ferplus_20": Table(
-        "FER+, 20 % of the labels, CNN of 5 M on one GPU, 6,000 steps of 128 with labels",
+        "FER+, 20 % of the labels, CNN of 1.9 M, NVIDIA H200, 6,000 steps of 128 labelled faces",
         "expression/accuracy",
         few_labels("", 0.2, 6000, 128),
         seeds=5,
     ),
     "fairface_10": Table(
-        "FairFace, 10 % of the labels, CNN of 5 M at 96 px on one GPU, 3,000 steps of 128: gender",
+        "FairFace, 10 % of the labels, CNN of 1.9 M at 96 px on a GPU, 3,000 steps of 128: gender",
         "gender/accuracy",
         fairface(""),
         seeds=5,
         also=("race/accuracy", "age_group/accuracy"),
     ),
     "ferplus_100": Table(
-        "FER+, all labels, CNN of 5 M on one GPU, 200 epochs",
+        "FER+, all labels, CNN of 1.9 M, NVIDIA H200, 200 epochs",
         "expression/accuracy",
         {
             "supervised": one("ferplus_supervised"),

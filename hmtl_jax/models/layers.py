@@ -158,38 +158,13 @@ def _gelu_backward(x, dy):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-FUSED_FROM = 64  # tokens; below, the plain form is the faster one on a GPU too
-
-
+@jax.custom_vjp
 def attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
     """softmax(q kᵀ / √D) v for each head, with an f32 softmax (Vaswani 2017).
 
-    All of one dtype, which is that of the result [B, N, H, D]. On an NVIDIA GPU cuDNN's fused form,
-    where it takes the dtype and the width of a head, and sequences are long enough to gain by it;
-    else `own_attention`. Chosen while lowering: a program made on such a machine is one for others.
+    All of one dtype, which is that of the result [B, N, H, D]. Keeps the weights [B, H, N, M] for
+    the backward pass.
     """
-    half, width = q_bnhd.dtype in (jnp.bfloat16, jnp.float16), q_bnhd.shape[-1]
-    long = min(q_bnhd.shape[1], k_bmhd.shape[1]) >= FUSED_FROM
-    if half and width % 8 == 0 and width <= 128 and long and cudnn_here():
-        return jax.lax.platform_dependent(
-            q_bnhd, k_bmhd, v_bmhd, cuda=fused_attention, default=own_attention
-        )
-    return own_attention(q_bnhd, k_bmhd, v_bmhd)
-
-
-def cudnn_here() -> bool:
-    """Whether this process computes on an NVIDIA GPU: cuDNN's form can't be traced elsewhere."""
-    return "cuda" in jax.devices()[0].client.platform_version
-
-
-def fused_attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
-    """`attention` as one kernel of cuDNN, which keeps no weights; bf16 or f16."""
-    return jax.nn.dot_product_attention(q_bnhd, k_bmhd, v_bmhd, implementation="cudnn")
-
-
-@jax.custom_vjp
-def own_attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
-    """`attention` that keeps the weights [B, H, N, M] for its backward pass."""
     return _attention_forward(q_bnhd, k_bmhd, v_bmhd)[0]
 
 
@@ -218,7 +193,7 @@ def _attention_backward(kept, dout_bnhd):
     return dq_bnhd, dk_bmhd, dv_bmhd
 
 
-own_attention.defvjp(_attention_forward, _attention_backward)
+attention.defvjp(_attention_forward, _attention_backward)
 
 
 class DropPath(nn.Module):
