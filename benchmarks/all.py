@@ -319,7 +319,9 @@ def of_layers(rows: Rows, small: bool, compilers: int) -> None:
     def ready(function: Callable, given: tuple) -> Callable:
         return slope(function).lower(*given).compile()
 
-    arms = {name: ((own, (x, scale)), (plain, (x, scale))) for name, (own, plain) in LAYERS.items()}
+    arms: dict[str, Any] = {
+        name: ((own, (x, scale)), (plain, (x, scale))) for name, (own, plain) in LAYERS.items()
+    }
     for length in (5, 17) if small else (37, 50, 145, 197):
         part = (q_bnhd[:, :length],) * 2
         own = lambda q, k: layers.attention(q, k, k)  # noqa: E731
@@ -360,6 +362,36 @@ def of_layers(rows: Rows, small: bool, compilers: int) -> None:
         )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Images/s of a program: the median of its rounds, the slowest and the fastest; its peer's."""
+
+    program: Program
+    speed: float
+    low: float
+    high: float
+    peer: float = 0.0
+
+
+def timed_beside(program: Program, peer: train_step.Peer | None, seconds: float) -> Timing:
+    """A program's speed, in turn with its peer's where it has one."""
+    program.start()
+    found, theirs = timed(program.seconds, seconds), []
+    if peer:
+        for _ in range(2):
+            theirs += [peer.seconds(program.case.peer[1], 20) / 20 for _ in range(2)]
+            found += timed(program.seconds, seconds)
+    program.end()
+    rows = program.rows
+    return Timing(
+        program,
+        rows / statistics.median(found),
+        rows / max(found),
+        rows / min(found),
+        rows / statistics.median(theirs) if theirs else 0.0,
+    )
+
+
 def steps(rows: Rows, args: argparse.Namespace, group: str, cases: list[Case], ceiling: float):
     """One row for each case of a group, at the best of its batch sizes."""
     wanted = [(case, count) for case in cases for count in case.batches]
@@ -386,45 +418,33 @@ def steps(rows: Rows, args: argparse.Namespace, group: str, cases: list[Case], c
             if isinstance(failed(future.result), str):
                 peers.pop(name).close()
     for case in cases:
-        best, said = None, []
+        timings: list[Timing] = []
+        said = [made for made in programs if isinstance(made, str)]
         for program in (p for p in programs if isinstance(p, Program) and p.case is case):
-            problem = failed(program.start)
-            if isinstance(problem, str):
-                said.append(f"{program.rows}: {problem}")
-                continue
-            found = timed(program.seconds, args.seconds)
-            beside = None
-            if case.name in peers and program.rows == max(case.batches):
-                theirs = [peers[case.name].seconds(case.peer[1], 20) / 20 for _ in range(2)]
-                found += timed(program.seconds, args.seconds)
-                theirs += [peers[case.name].seconds(case.peer[1], 20) / 20 for _ in range(2)]
-                beside = program.rows / statistics.median(theirs), peers[case.name].bytes
-            speed = program.rows / statistics.median(found)
-            spread = program.rows / max(found), program.rows / min(found)
-            said.append(f"{program.rows}: {speed:,.0f}")
-            if best is None or speed > best[0]:
-                best = speed, program, spread, beside
-            elif beside:
-                best = (*best[:3], beside)
-            program.end()
-        problems = [p for p in programs if isinstance(p, str)]
-        if best is None:
-            rows.add(group, {"step": case.name, "images/s": "; ".join(said + problems)[:300]})
+            timing = failed(timed_beside, program, peers.get(case.name), args.seconds)
+            if isinstance(timing, Timing):
+                timings.append(timing)
+            else:
+                said.append(f"{program.rows}: {timing}")
+        if not timings:
+            rows.add(group, {"step": case.name, "images/s": "; ".join(said)[:300]})
             continue
-        speed, program, (low, high), beside = best
+        best = max(timings, key=lambda timing: timing.speed)
+        image = best.program.flops / best.program.rows
+        of_peer = next((timing for timing in timings if timing.peer), None)
         rows.add(
             group,
             {
                 "step": case.name,
-                "images/s": f"{speed:,.0f} ({low:,.0f}–{high:,.0f})",
-                "by batch": "; ".join(said),
-                "GFLOP an image": f"{program.flops / program.rows / 1e9:.2f}",
-                "of ceiling": f"{program.flops / program.rows * speed / ceiling:.0%}",
-                "program GB": f"{program.bytes / 1e9:.2f}",
-                "compile s": f"{program.compile_seconds:.0f}",
-                "peer's images/s": f"{beside[0]:,.0f}" if beside else "–",
-                "ours / its": f"{speed / beside[0]:.2f}" if beside else "–",
-                "peer GB": f"{beside[1] / 1e9:.2f}" if beside else "–",
+                "images/s": f"{best.speed:,.0f} ({best.low:,.0f}–{best.high:,.0f})",
+                "by batch": "; ".join(f"{t.program.rows}: {t.speed:,.0f}" for t in timings),
+                "GFLOP an image": f"{image / 1e9:.2f}",
+                "of ceiling": f"{image * best.speed / ceiling:.0%}",
+                "program GB": f"{best.program.bytes / 1e9:.2f}",
+                "compile s": f"{best.program.compile_seconds:.0f}",
+                "peer's images/s": f"{of_peer.peer:,.0f}" if of_peer else "–",
+                "ours / its": f"{of_peer.speed / of_peer.peer:.2f}" if of_peer else "–",
+                "peer GB": f"{peers[case.name].bytes / 1e9:.2f}" if of_peer else "–",
             },
         )
     for peer in peers.values():

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from hmtl_jax import build, evaluate, figures, files, infer, sharding, trained, workdir
+from hmtl_jax import build, compiled, evaluate, figures, files, infer, sharding, trained, workdir
 from hmtl_jax.data import sources
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import names
@@ -291,4 +291,5 @@ def _leave(found: Mapping[str, Any], methods: Mapping[str, Sequence], out: pathl
 
 
 if __name__ == "__main__":
+    compiled.keep()
     main()

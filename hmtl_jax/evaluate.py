@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hmtl_jax import answers, build, cluster, files, infer, pictures, sharding, trained
+from hmtl_jax import answers, build, cluster, compiled, files, infer, pictures, sharding, trained
 from hmtl_jax.data import pipeline, sources
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import bootstrap, names
@@ -392,4 +392,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    compiled.keep()
     main()

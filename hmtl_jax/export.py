@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from hmtl_jax import cluster, files, infer, model_card, sharding, trained, workdir
+from hmtl_jax import cluster, compiled, files, infer, model_card, sharding, trained, workdir
 from hmtl_jax.errors import UserError
 from hmtl_jax.models import pretrained
 from hmtl_jax.tasks import TASKS
@@ -140,4 +140,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    compiled.keep()
     main()

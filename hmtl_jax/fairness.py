@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hmtl_jax import build, evaluate, files, infer, sharding, trained
+from hmtl_jax import build, compiled, evaluate, files, infer, sharding, trained
 from hmtl_jax.data import pipeline, sources
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.metrics import fairness, names
@@ -194,4 +194,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    compiled.keep()
     main()

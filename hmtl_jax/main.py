@@ -25,6 +25,12 @@ flags.DEFINE_string("workdir", None, "Where the run leaves its files; the same o
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; found alone on Slurm and TPU.")
 flags.DEFINE_integer("num_processes", None, "Processes of the whole run.")
 flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
+flags.DEFINE_string(
+    "compile_cache",
+    None,
+    "Where compiled programs are kept for the next start; '' keeps none. Default: a folder of "
+    "~/.cache/hmtl_jax, or JAX_COMPILATION_CACHE_DIR.",
+)
 flags.mark_flags_as_required(["config"])
 
 
@@ -37,10 +43,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: {argv[1]!r} is not a flag; write --config.KEY=VALUE.")
     # After the flags are parsed, so that a wrong one is reported at once.
-    from hmtl_jax import cluster, jobs
+    from hmtl_jax import cluster, compiled, jobs
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().addFilter(_concerns_user)
+    compiled.keep(FLAGS.compile_cache)
     try:
         cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         jobs.run(FLAGS.config, FLAGS.workdir or workdir_beside(FLAGS.config))

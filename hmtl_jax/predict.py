@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import tqdm
 
-from hmtl_jax import build, files, infer, sharding, trained
+from hmtl_jax import build, compiled, files, infer, sharding, trained
 from hmtl_jax.data import decode, detect, video
 from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.tree import Tree
@@ -423,4 +423,5 @@ def _draw(predictor: Predictor, folder: pathlib.Path, group: Sequence, attention
 
 
 if __name__ == "__main__":
+    compiled.keep()
     sys.exit(main())

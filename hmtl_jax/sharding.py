@@ -128,7 +128,7 @@ def rows_to_devices(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """
     shape = (divisible(len(rows), mesh), *rows.shape[1:])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         first, last, _ = index[0].indices(shape[0])
         mine = rows[first:last]
         lacking = last - first - len(mine)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -11,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
 # Compiling is most of what tests cost, and optimising most of that: half of their time. What bounds
 # the last bits is run with it too, by .ci/run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Commands that tests start keep what they compile apart from what the user's own do.
+os.environ["XDG_CACHE_HOME"] = os.path.join(tempfile.gettempdir(), f"hmtl-jax-tests-{os.getuid()}")
 
 # The flags above must stand before the first import of JAX.
 import jax

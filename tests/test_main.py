@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from configs import linear_probe
-from hmtl_jax import cluster, commandline, main, rules
+from hmtl_jax import cluster, commandline, compiled, main, rules
 from hmtl_jax.errors import UserError
 from hmtl_jax.tasks.data import given_weights
 from tests import runs
@@ -43,7 +43,7 @@ def refuses(monkeypatch):
         ("tasks.expresion.weight", "Did you mean 'tasks.expression.weight'?"),
         (
             "data.zzz",
-            "Known in data: data_dir, decode_size, image_size, labelled, name, sampling, stratify",
+            "Known in data: cache, data_dir, decode_size, image_size, labelled, name, sampling",
         ),
         ("unknown_key", "has no key 'unknown_key'. Known: augment, batch_size, checkpoint, data,"),
     ],
@@ -95,6 +95,7 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys):
 
     monkeypatch.chdir(runs.ROOT)
     monkeypatch.setattr(cluster, "join", interrupted)
+    monkeypatch.setattr(compiled, "keep", lambda folder: None)
     argv = ["main.py", RECIPE, "--workdir=x"]
     monkeypatch.setattr(sys, "argv", argv)
     try:

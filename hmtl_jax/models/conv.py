@@ -150,7 +150,13 @@ def batch_norm(
 
 
 def pooled(x_bhwc: jax.Array) -> jax.Array:
-    """The mean over the map: float32 [B, C]."""
+    """The mean over the map: float32 [B, C].
+
+    Not fused with what makes a map of bf16: on processors with AVX-512, XLA's CPU backend (JAX 0.11
+    and 0.12) then sums what was never written.
+    """
+    if x_bhwc.dtype != jnp.float32:
+        x_bhwc = jax.lax.optimization_barrier(x_bhwc)
     return jnp.mean(x_bhwc.astype(jnp.float32), axis=(1, 2))
 
 

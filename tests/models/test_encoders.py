@@ -78,3 +78,17 @@ def test_an_image_that_an_encoder_does_not_fit_is_refused_in_words(name, size):
     with pytest.raises(UserError, match=r"model\.encoder: .*choose"):
         encoders.parse(name).check(size)
     encoders.parse(name).check(size // 32 * 32 or 32)
+
+
+@pytest.mark.parametrize("encoder", ["cnn16", "resnet18-small"])
+def test_a_pooled_map_of_bf16_is_that_of_f32(encoder):
+    """Compiled as one, for a few pictures: XLA's CPU backend once summed what was not there."""
+    images = np.random.default_rng(0).random((8, 48, 48, 3), np.float32)
+    settings = recipe.defaults().model
+    exact, half = (
+        encoders.parse(encoder).make(settings, dtype) for dtype in ("float32", "bfloat16")
+    )
+    variables = jax.jit(exact.init)(jax.random.key(0), images)
+    wanted = jax.jit(lambda v, x: exact.apply(v, x)["pooled"])(variables, images)
+    found = jax.jit(lambda v, x: half.apply(v, x)["pooled"])(variables, images)
+    np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
