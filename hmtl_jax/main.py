@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
     compiled.keep(FLAGS.compile_cache)
     try:
         cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        jobs.run(FLAGS.config, FLAGS.workdir or workdir_beside(FLAGS.config))
+        planning = FLAGS.config.job == "plan"
+        jobs.run(FLAGS.config, FLAGS.workdir or ("" if planning else workdir_beside(FLAGS.config)))
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

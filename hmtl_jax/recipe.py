@@ -16,7 +16,7 @@ SIZE = "image_size"  # of an augmentation: not its own, but that of the data
 def defaults() -> ConfigDict:
     """Every key of a recipe, except those of its tasks and pretexts, which are theirs to name."""
     config = ConfigDict()
-    config.job = "train"  # or probe: the frozen encoder of init_from
+    config.job = "train"  # or probe: the frozen encoder of init_from; or plan: what it would take
     config.seed = 0
     config.batch_size = 128  # over all devices and micro-batches
     config.epochs = 100.0
@@ -92,6 +92,12 @@ def defaults() -> ConfigDict:
     config.probe = ConfigDict()
     config.probe.label = ""  # what the job probe reads off the features; empty: the run's own
     config.probe.neighbours = 20
+
+    config.plan = ConfigDict()
+    config.plan.devices = 0  # processors to pretend; 0: the devices at hand
+    config.plan.gib = 0.0  # memory of a device, of which the largest batch is sought; 0: it is not
+    config.plan.labels = ""  # where the data are not at hand: expression=8,valence=0
+    config.plan.examples = 0  # of such data; 0: one batch
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 0  # steps between checkpoints; 0: at each evaluation
@@ -225,6 +231,7 @@ def tuples(value: Any) -> Any:
 FREE = (
     "job",
     "probe.",
+    "plan.",
     "log_every",
     "nonfinite",
     "data.data_dir",

@@ -51,6 +51,9 @@ LIMITS = {
     "mesh.data": limits.whole(-1, instead="all that are left"),
     "mesh.fsdp": limits.whole(-1, instead="all that are left"),
     "probe.neighbours": limits.whole(1),
+    "plan.devices": limits.whole(0, instead="those at hand"),
+    "plan.gib": limits.number(0, what="gibibytes,"),
+    "plan.examples": limits.whole(0, instead="one batch"),
     "checkpoint.every": limits.whole(0, instead="at each evaluation"),
     "checkpoint.keep": limits.whole(1),
 }
@@ -190,7 +193,7 @@ def _check_part(name: str, part: Callable, settings: Any) -> None:
 
 def _check_choices(config: ConfigDict) -> None:
     choices = {
-        "job": ("train", "probe"),
+        "job": ("train", "probe", "plan"),
         "nonfinite": ("stop", "skip"),
         "init_constants": ("imagenet", "half"),
         "data.cache": ("none", "host", "device"),

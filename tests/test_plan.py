@@ -1,0 +1,121 @@
+"""What a run would take: counted parts, collectives by hand, and a batch that fits and no more."""
+
+import jax
+import pytest
+
+from hmtl_jax import build, plan, sharding, state
+from hmtl_jax.errors import UserError
+from tests import runs, tiny
+
+
+def config(**changes):
+    found = tiny.config(16)
+    found.optim.weight_decay = 0.0
+    with found.unlocked():
+        found.data.data_dir = "nowhere"
+        found.plan.labels = "expression=3"
+        for key, value in changes.items():
+            found.plan[key] = value
+    return found
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes a float with a counter
+        yield
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """By mesh, the plan of the tiny recipe."""
+    found, cfg = {}, config()
+    source = plan.training_split(cfg)
+    for name, shape in {"one": (1, 1), "data": (8, 1), "fsdp": (2, 4)}.items():
+        mesh = sharding.make_mesh(*shape, jax.devices()[: shape[0] * shape[1]])
+        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+            found[name] = plan.Planned.of(cfg, source, mesh, 16)
+    return found
+
+
+def test_parts_and_checkpoint_are_those_of_the_state(planned):
+    training = tiny.training(config())
+    abstract = jax.eval_shape(lambda: state.create(training))
+    assert set(planned["one"].parts) == {"encoder", "heads_expression", "decoders_mae"}
+    assert sum(planned["one"].parts.values()) == state.count(abstract.params)
+    assert {of.checkpoint for of in planned.values()} == {state.nbytes(abstract)}
+    assert planned["one"].steps == 10
+
+
+def test_a_device_of_eight_does_an_eighth_and_holds_less(planned):
+    one, data, fsdp = (planned[name] for name in ("one", "data", "fsdp"))
+    assert 0.1 < data.operations / one.operations < 0.3
+    assert one.peak > data.peak > 0 and fsdp.arguments < data.arguments < one.arguments
+
+
+def test_what_devices_send_each_other(planned):
+    """Data-parallel devices sum gradients and gather nothing; fsdp gathers weights."""
+    weights = 4 * sum(planned["data"].parts.values())
+    assert planned["one"].sent == {}
+    assert set(planned["data"].sent) == {"all-reduce"}
+    assert 0.9 * weights < planned["data"].sent["all-reduce"] < 2.2 * weights
+    assert planned["fsdp"].sent["all-gather"] > 0
+
+
+def test_collectives_are_read_off_a_program():
+    text = """
+      %all-reduce.1 = (f32[4,3]{1,0}, bf16[10]{0}) all-reduce(%a, %b), replica_groups={}
+      ROOT %ag = s32[] all-gather-start(%c)
+      %name-of-all-reduce = f32[100]{0} add(%x, %y)
+    """
+    assert plan.collectives(text) == {"all-reduce": 4 * 12 + 2 * 10, "all-gather": 4}
+
+
+@pytest.mark.slow
+def test_the_largest_batch_fits_and_one_of_an_eighth_more_does_not():
+    cfg = config(gib=0.02)
+    source, mesh = plan.training_split(cfg), sharding.make_mesh(8, 1)
+    with jax.set_mesh(mesh):
+        first = plan.Planned.of(cfg, source, mesh, 16)
+        rows, needed = plan.largest_batch(cfg, source, mesh, first)
+        assert rows % 8 == 0 and rows > 16
+        assert needed == plan.Planned.of(cfg, source, mesh, rows).peak <= 0.02 * plan.GIB
+        more = -(-rows * 9 // 8 // 8) * 8
+        assert plan.Planned.of(cfg, source, mesh, more).peak > 0.02 * plan.GIB
+        cfg.plan.gib = 1e-6
+        assert plan.largest_batch(cfg, source, mesh, first)[0] == 0
+
+
+@pytest.mark.slow
+def test_the_job_says_it_and_leaves_nothing(tiny_data, tmp_path):
+    found = runs.config(tiny_data, job="plan")
+    printed = runs.run(found, tmp_path / "run")
+    assert [line.split("  ")[0] for line in printed] == [
+        "parameters", "batch", "a step, a device", "memory, a device", "between devices",
+        "checkpoint",
+    ]  # fmt: skip
+    assert f"{runs.STEPS} steps" in printed[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("labels", ["expression", "expression:8", "=3", "a=b", "expression=8,,"])
+def test_labels_that_are_not_told_well_are_refused(labels):
+    assert "write LABEL=CLASSES" in tiny.refused(plan.training_split, config(labels=labels))
+
+
+def test_missing_data_may_be_told(tmp_path):
+    found = config(labels="")
+    found.data.data_dir = str(tmp_path)
+    assert "--config.plan.labels=expression=8" in tiny.refused(plan.training_split, found)
+
+
+def test_told_labels_make_every_kind_of_task():
+    told = plan.Told({"expression": 3, "valence": 0, "pose": 3}, 9)
+    assert told.column("expression").tolist() == [0, 1, 2] * 3
+    assert told.column("valence").shape == (9,) and told.column("pose").shape == (9, 3)
+    assert build.TrainingData(told, told.column("expression")).classes("valence") == ()
+
+
+def test_more_devices_than_this_process_has_are_refused():
+    with pytest.raises(UserError, match="has 8 devices already"):
+        plan.pretended(9)
+    assert len(plan.pretended(4)) == 4 and len(plan.pretended(0)) == 8
