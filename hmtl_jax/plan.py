@@ -15,7 +15,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -171,6 +171,11 @@ class Planned:
             .compile()
         )  # fmt: skip
         costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        if memory is None:
+            raise UserError(
+                f"The backend {jax.default_backend()} tells no memory of its programs; plan on "
+                "pretended processors, with plan.devices."
+            )
         parts: dict[str, int] = {}
         for name, tree in abstract.params.items():
             parts[name] = parts.get(name, 0) + state.count(tree)
@@ -183,16 +188,17 @@ class Planned:
             temporaries=memory.temp_size_in_bytes,
             output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
             checkpoint=state.nbytes(abstract),
-            sent=collectives(compiled.as_text()),
+            sent=collectives(compiled.as_text() or ""),
         )
 
 
 def shapes(config: ConfigDict, source: Any, tasks: Mapping[str, Any], rows: int) -> dict:
     """Shape and dtype of each array of a batch; reads no picture."""
-    if isinstance(source, Told) and len(source) < rows:
-        source = dataclasses.replace(source, count=rows)
-    pictures = train.unlabelled(config) if not isinstance(source, Told) else None
-    batches = train.train_batches(config, source, tasks, pictures)
+    told, opened = isinstance(source, Told), source
+    if told and len(source) < rows:
+        opened = dataclasses.replace(source, count=rows)
+    pictures = None if told else train.unlabelled(config)
+    batches = train.train_batches(config, cast(Any, opened), tasks, pictures)
     found = batches.abstract(rows)
     if config.data.labelled < 1 or config.data.unlabelled:
         found["labelled"] = ((rows,), np.dtype(bool))
