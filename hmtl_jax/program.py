@@ -60,6 +60,7 @@ def streams(seed: jax.Array | int, step: jax.Array | int, *names: str) -> list[j
     return [jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names]
 
 
+@jax.named_scope("views")
 def make_views(program: Program, images: jax.Array, keys: Mapping[str, jax.Array]):
     """Named views: `clean`, and each pretext's as NAME, or NAME/0, NAME/1 …; and their targets.
 

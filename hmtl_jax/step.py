@@ -68,6 +68,7 @@ class Training:
         )
 
 
+@jax.named_scope("augment")
 def augmented(
     training: Training, seed: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]
 ) -> dict:
@@ -94,6 +95,7 @@ def augmented(
     return {"images": images, "targets": targets, "masks": masks, "keys": keys}
 
 
+@jax.named_scope("losses")
 def leaf_losses(program: Program, outputs: Mapping, chunk: Mapping, targets: Mapping, features):
     """Every leaf's per-example loss, float32 [B], from the outputs by view."""
     losses, said = {}, answers(program, outputs, targets)
@@ -172,8 +174,9 @@ def train_step(training: Training, state: TrainState, batch: Mapping[str, jax.Ar
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-    updates, opt_state = training.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = training.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     carried = weigh.update(state.task_weights, losses, present, by_owner, state.step)
     new = TrainState(
         seed=state.seed,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -706,3 +707,14 @@ def test_hidden_labels_count_as_missing_for_tasks_and_not_for_pretexts():
     assert told["count/expression"] == 4 and told["count/mae"] == 8
     for name, value in missing.items():
         np.testing.assert_allclose(told[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_the_parts_of_a_step_are_named_where_a_trace_shows_them(training):
+    """`augment`, `views` and the others stand in operations' names; modules name their own."""
+    jitted = build.jitted(step.train_step, training)
+    shapes = jax.eval_shape(lambda: state.create(training))
+    with jax.numpy_dtype_promotion("standard"):
+        text = jitted.lower(shapes, BATCH).as_text(debug_info=True)
+    names = ("augment", "views", "encoder", "heads_expression", "decoders_mae", "losses")
+    for name in (*names, "optimizer"):
+        assert re.search(rf"[\"/(]{name}[/)\"]", text), name
