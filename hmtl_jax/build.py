@@ -354,7 +354,6 @@ def loading(config: ConfigDict, labels: Sequence[str], batch_size: int) -> dict[
         "process_count": jax.process_count(),
         "threads": data.threads,
         "tolerate_corrupt": data.tolerate_corrupt,
-        "cache": data.cache,
     }
 
 

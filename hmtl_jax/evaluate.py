@@ -119,16 +119,16 @@ def predictions_of(
 
 
 def batches_of(
-    program: Program, source: sources.Opened, config: ConfigDict
+    program: Program, source: sources.Opened, config: ConfigDict, keep: bool = False
 ) -> pipeline.EvalBatches:
     """A split as a recipe reads it, for the mesh that is set.
 
-    Raises UserError for a split that lacks labels that the tasks are measured by.
+    keep: what was read once stays in the host's memory, for a split that is read again. Raises UserError for a split that lacks labels that the tasks are measured by.
     """
     source, labels = matched(program.tasks, source)
     size = config.eval_batch_size or config.batch_size
     size = sharding.divisible(size, jax.sharding.get_mesh())
-    return pipeline.eval_batches(source, **build.loading(config, labels, size))
+    return pipeline.eval_batches(source, **build.loading(config, labels, size), keep=keep)
 
 
 def matched(tasks: Mapping[str, Any], source: sources.Opened) -> tuple[sources.Matched, list[str]]:

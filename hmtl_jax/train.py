@@ -109,7 +109,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
                 return None
             nonlocal validated
             if validated is None:
-                validated = evaluate.batches_of(training.program, validation, config)
+                keep = config.data.cache != "none"
+                validated = evaluate.batches_of(training.program, validation, config, keep)
             found, _ = evaluate.of_split(
                 measure_step, training.program, variables, validation, config, validated
             )
@@ -224,6 +225,7 @@ def train_batches(
         unlabelled_share=config.data.unlabelled_share,
         sampling=config.data.sampling,
         weights=config.data.weights,
+        cache=config.data.cache,
     )
 
 

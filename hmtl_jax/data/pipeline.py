@@ -189,12 +189,12 @@ def eval_batches(
     threads: int | None = None,
     workers: int = 0,
     tolerate_corrupt: bool = False,
-    cache: str = "none",
+    keep: bool = False,
 ) -> "EvalBatches":
     """Returns this process's share of a split, in order; may be iterated again and again.
 
-    Arguments and batches as in `train_batches`, but that any `cache` keeps what was read once in
-    the host's memory. Over all processes each record comes exactly once.
+    Arguments and batches as in `train_batches`; `keep`: what was read once stays in the host's
+    memory. Over all processes each record comes exactly once.
     All processes get equally many batches of equal shape: what the last one lacks is filled with
     zeros, `index` -1 and `valid` False.
     """
@@ -204,7 +204,7 @@ def eval_batches(
     padded = np.full(steps * batch_size, -1, np.int32)
     padded[: len(source)] = np.arange(len(source))
     batches = grain.MapDataset.source(list(padded.reshape(steps, batch_size)[:, share])).map(load)
-    return EvalBatches(batches, load, threads, workers, keep=cache != "none")
+    return EvalBatches(batches, load, threads, workers, keep=keep)
 
 
 class TrainBatches(Iterator[Batch]):

@@ -57,7 +57,7 @@ def test_a_picture_is_decoded_once(monkeypatch):
     source = Records(12)
     take(batches_of(source, cache="host"), 9)
     assert len(seen) == 12
-    kept = evaluation(source, cache="host")
+    kept = evaluation(source, keep=True)
     first = list(kept)
     assert len(seen) == 24
     assert_equal(list(kept), first)
