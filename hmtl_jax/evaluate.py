@@ -123,7 +123,8 @@ def batches_of(
 ) -> pipeline.EvalBatches:
     """A split as a recipe reads it, for the mesh that is set.
 
-    keep: what was read once stays in the host's memory, for a split that is read again. Raises UserError for a split that lacks labels that the tasks are measured by.
+    keep: what was read once stays in the host's memory, for a split that is read again and again.
+    Raises UserError for a split that lacks labels that the tasks are measured by.
     """
     source, labels = matched(program.tasks, source)
     size = config.eval_batch_size or config.batch_size
