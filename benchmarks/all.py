@@ -14,12 +14,10 @@ peer is benchmarks/torch_peer.py, compiled, in bfloat16, with fused attention; r
 
 import argparse
 import dataclasses
-import datetime
 import importlib
 import json
 import os
 import pathlib
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -130,9 +128,9 @@ class Program:
             batch["pictures"] = rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
             batch["image"] = rng.integers(0, count, rows).astype(np.int32)
         self.batch = batch
-        abstract = jax.eval_shape(lambda: state.create(self.training))
+        self.abstract = jax.eval_shape(lambda: state.create(self.training))
         jitted = build.jitted(step.train_step, self.training, donate_argnums=0)
-        traced = jitted.trace(abstract, batch)
+        traced = jitted.trace(self.abstract, batch)
         costs = traced.lower(lowering_platforms=("cpu",)).cost_analysis()
         self.flops = costs["flops"] if costs else float("nan")
         started = time.perf_counter()
@@ -143,31 +141,18 @@ class Program:
 
     def start(self) -> None:
         """Puts the state and the batch on the device, and runs three steps."""
-        self.state = jax.device_put(first_state(self.training))
+        self.state = jax.device_put(compile_time.noisy_state(self.abstract))
         self.on_device = jax.device_put(self.batch)
         self.seconds(3)
 
     def seconds(self, steps: int) -> float:
         """Wall time of `steps` steps."""
-        started = time.perf_counter()
-        for _ in range(steps):
-            self.state, metrics = self.compiled(self.state, self.on_device)
-        jax.block_until_ready(metrics)
-        return time.perf_counter() - started
+        self.state, seconds = train_step.stepped(self.compiled, self.state, self.on_device, steps)
+        return seconds
 
     def end(self) -> None:
         """Frees the device."""
         del self.state, self.on_device
-
-
-def first_state(training: step.Training) -> state.TrainState:
-    """A state of small random weights on the host, without the time to compile its initialisers."""
-    abstract = jax.eval_shape(lambda: state.create(training))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-    params = jax.tree_util.tree_map_with_path(compile_time.noise, abstract.params)
-    statistics = jax.tree_util.tree_map_with_path(compile_time.noise, abstract.batch_stats)
-    averages = {"params": params, "batch_stats": statistics} if abstract.ema else {}
-    return dataclasses.replace(zeros, params=params, batch_stats=statistics, ema=averages)
 
 
 def timed(run: Callable[[int], float], seconds: float) -> list[float]:
@@ -248,7 +233,8 @@ def twenty(config: ConfigDict, rows: int) -> np.ndarray:
         config.batch_size = rows
     training = build.training(config, build.make_tasks(config, compile_time.Faces()), 10**5)
     run = build.jitted(step.train_step, training)
-    current, losses = first_state(training), []
+    abstract = jax.eval_shape(lambda: state.create(training))
+    current, losses = compile_time.noisy_state(abstract), []
     batch = compile_time.batch_of(config, rows)
     rng = np.random.default_rng(1)
     batches = [
@@ -473,13 +459,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="at sizes for a CPU")
     args = parser.parse_args()
     end, small = time.monotonic() + 60 * args.minutes, args.rehearse
-    device = jax.devices()[0]
-    hardware = device.device_kind if device.platform != "cpu" else train_step.cpu_model()
-    rows = Rows(
-        args.out,
-        f"{datetime.date.today()}, {hardware}, {os.cpu_count()} cores, JAX {jax.__version__}, "
-        f"Python {platform.python_version()}",
-    )
+    rows = Rows(args.out, train_step.machine())
     side = 512 if small else 8192
     ceiling = max(train_step.matmul_ceiling("bfloat16", side) for _ in range(5))
     rows.add("Ceiling", {"product of": f"{side}²", "TFLOP/s in bfloat16": f"{ceiling / 1e12:.1f}"})

@@ -100,6 +100,15 @@ def noise(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     return (float(ones) + 0.02 * random * (not ones)).astype(leaf.dtype)
 
 
+def noisy_state(abstract: state.TrainState) -> state.TrainState:
+    """A state of such noise on the host, without the time to compile its initialisers."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    params = jax.tree_util.tree_map_with_path(noise, abstract.params)
+    statistics = jax.tree_util.tree_map_with_path(noise, abstract.batch_stats)
+    averages = {"params": params, "batch_stats": statistics} if abstract.ema else {}
+    return dataclasses.replace(zeros, params=params, batch_stats=statistics, ema=averages)
+
+
 def measure(config: ConfigDict, rows: int) -> tuple[int, float, float]:
     """Parameters in training, and wall and processor seconds to trace, lower and compile."""
     training = build.training(config, build.make_tasks(config, Faces()), 25_000)
@@ -109,14 +118,7 @@ def measure(config: ConfigDict, rows: int) -> tuple[int, float, float]:
     started, processor = time.perf_counter(), time.process_time()
     compiled = jitted.lower(abstract, batch).compile()
     wall, processor = time.perf_counter() - started, time.process_time() - processor
-    current = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-    params = jax.tree_util.tree_map_with_path(noise, abstract.params)
-    statistics = jax.tree_util.tree_map_with_path(noise, abstract.batch_stats)
-    current = dataclasses.replace(current, params=params, batch_stats=statistics)
-    if abstract.ema:
-        ema = {"params": params, "batch_stats": statistics}
-        current = dataclasses.replace(current, ema=ema)
-    _, metrics = compiled(current, batch)
+    _, metrics = compiled(noisy_state(abstract), batch)
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         raise SystemExit(f"error: {', '.join(bad)} of the first step are not finite")

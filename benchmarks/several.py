@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -30,13 +31,21 @@ def serve(args: argparse.Namespace) -> None:
         print(images, flush=True)
 
 
-def start(args: argparse.Namespace, count: int) -> subprocess.Popen:
+def start(count: int) -> subprocess.Popen:
     """One of `count` processes."""
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / count:.3f}"}
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.several", "--serve", *sys.argv[1:]],
         env={**os.environ, **share}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def wait_for(processes: Sequence[subprocess.Popen]) -> None:
+    """Returns when all of them have compiled and said so; ends the program if one has not."""
+    for process in processes:
+        assert process.stdout
+        if process.stdout.readline().strip() != "ready":
+            sys.exit("error: a process did not start; see above.")
 
 
 def main() -> None:
@@ -62,16 +71,10 @@ def main() -> None:
         serve(args)
         return
     counts = sorted(map(int, args.processes.split(",")))
-    first = start(
-        args, counts[-1]
-    )  # its compiled program is there for the others, where one is kept
-    assert first.stdout
-    first.stdout.readline()
-    running = [first, *(start(args, counts[-1]) for _ in range(counts[-1] - 1))]
-    for process in running[1:]:
-        assert process.stdout
-        if process.stdout.readline().strip() != "ready":
-            sys.exit("error: a process did not start; see above.")
+    running = [start(counts[-1])]
+    wait_for(running)  # what the first one compiles the others read, where it is kept
+    running += [start(counts[-1]) for _ in range(counts[-1] - 1)]
+    wait_for(running[1:])
     print(f"{datetime.date.today()}, {args.recipe}, batch {args.batch_size}")
     print("| processes | images/s of each | images/s together | over one |\n|---|---|---|---|")
     alone = 0.0

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,11 +80,17 @@ class Ours:
 
     def seconds(self, steps: int) -> float:
         """Wall time of `steps` steps."""
-        started = time.perf_counter()
-        for _ in range(steps):
-            self.state, metrics = self.step(self.state, self.batch)
-        jax.block_until_ready(metrics)
-        return time.perf_counter() - started
+        self.state, seconds = stepped(self.step, self.state, self.batch, steps)
+        return seconds
+
+
+def stepped(compiled: Any, current: Any, batch: Any, steps: int) -> tuple[Any, float]:
+    """The state after `steps` steps on a batch, and their wall time."""
+    started = time.perf_counter()
+    for _ in range(steps):
+        current, metrics = compiled(current, batch)
+    jax.block_until_ready(metrics)
+    return current, time.perf_counter() - started
 
 
 class Peer:
@@ -302,14 +309,21 @@ def ratio(above: list[float], below: list[float]) -> str:
 
 def heading(args: argparse.Namespace) -> str:
     """What was measured, when and on what."""
+    return (
+        f"### Train step: {args.encoder}, {args.image_size} px, batch {args.batch_size}, "
+        f"{args.dtype}\n\n{machine()}; {args.rounds} rounds of {args.steps} steps, arms "
+        f"in turn; load average {os.getloadavg()[0]:.1f} at the start, "
+        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}.\n"
+    )
+
+
+def machine() -> str:
+    """The day, and what is measured on."""
     device = jax.devices()[0]
     hardware = device.device_kind if device.platform != "cpu" else cpu_model()
     return (
-        f"### Train step: {args.encoder}, {args.image_size} px, batch {args.batch_size}, "
-        f"{args.dtype}\n\n{datetime.date.today()}, {hardware}, {os.cpu_count()} cores, JAX "
-        f"{jax.__version__}, Python {platform.python_version()}; {args.rounds} rounds of "
-        f"{args.steps} steps, arms in turn; load average {os.getloadavg()[0]:.1f} at the start, "
-        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}.\n"
+        f"{datetime.date.today()}, {hardware}, {os.cpu_count()} cores, JAX {jax.__version__}, "
+        f"Python {platform.python_version()}"
     )
 
 

@@ -319,22 +319,18 @@ class Place:
 def places_of(jobs: int, minutes: float | None) -> queue.Queue:
     """A queue of as many places as there are jobs.
 
-    On a GPU each gets its part of the memory, and what one compiles the others read.
+    On a GPU each gets its part of the memory.
     """
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= jobs <= len(cores):
         sys.exit(f"error: --jobs is {jobs}; give from 1 to {len(cores)}, the cores at hand.")
-    environment = {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}",
-        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path("~/.cache/hmtl_jax/tables").expanduser()),
-        **os.environ,
-    }
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}", **os.environ}
     on_gpu = shutil.which("nvidia-smi") is not None
     places: queue.Queue = queue.Queue()
     for job in range(jobs):
         own = [] if jobs == 1 or on_gpu else cores[job::jobs]
-        places.put(Place(own, environment if on_gpu else dict(os.environ), until))
+        places.put(Place(own, environment, until))
     return places
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hmtl_jax import limits, optim, pretext, recipe, tasks, weighting
+from hmtl_jax import limits, optim, pretext, recipe, sharding, step, tasks, weighting
 from hmtl_jax.data import augment, order, pipeline
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models import decoders, encoders, heads, hybrid
@@ -298,6 +299,17 @@ def training(config: ConfigDict, made_tasks: Mapping, examples: int) -> Training
         ema=config.optim.ema,
         freeze=config.optim.freeze,
         skip_nonfinite=config.nonfinite == "skip",
+    )
+
+
+def train_step(made: Training, abstract: Any, mesh: Mesh) -> Any:
+    """step.train_step compiled for this training; the new state takes the old one's place.
+
+    abstract: what state.abstract tells of the state on the mesh.
+    """
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jitted(
+        step.train_step, made, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh))
     )
 
 

@@ -45,7 +45,8 @@ def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: A
         found, rows = of_split(measure_step, run.program, run.variables, source, config)
         left.append(f"eval/{split}-{run.step}.json")
         write(run.run / left[0], about(run.config, run.step, split, identity) | found)
-        write_answers(run, source, rows, run.run / left[0])
+        seen, _ = matched(run.program.tasks, source)
+        write_answers(run, seen, rows, run.run / left[0])
     left += pictures.draw(run, config, mesh, found)
     said = f"{split}: {headlines(scalars(found))}" if found else "trained"
     cluster.say(f"{said} at step {run.step} ({run.why}); see {run.run}: {', '.join(left)}")
@@ -260,16 +261,15 @@ def assess(
     seen, _ = matched(run.program.tasks, source)
     said["unmatched"] = seen.unmatched
     write(place, said)
-    write_answers(run, source, rows, place)
+    write_answers(run, seen, rows, place)
     return said, place
 
 
 def write_answers(
-    run: trained.Trained, source: sources.Opened, rows: Mapping[str, dict], report: pathlib.Path
+    run: trained.Trained, seen: sources.Matched, rows: Mapping[str, dict], report: pathlib.Path
 ) -> None:
     """Every example's labels and answers, as a table of that name beside a report."""
     if run.program.tasks and cluster.lead():
-        seen, _ = matched(run.program.tasks, source)
         table = answers.table(run.program.tasks, seen, rows)
         files.write_parquet(report.with_suffix(".parquet"), table)
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hmtl_jax import build, recipe, sharding, state, step, train
+from hmtl_jax import build, recipe, sharding, state, train
 from hmtl_jax.cluster import say
 from hmtl_jax.errors import UserError
 
@@ -161,26 +161,15 @@ class Planned:
         training = build.training(config, tasks, examples)
         abstract = state.abstract(training, mesh)
         batch = sharding.of_batch(shapes(config, source, tasks, rows), mesh)
-        where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        compiled = (
-            build.jitted(
-                step.train_step, training, donate_argnums=0,
-                out_shardings=(where, sharding.replicated(mesh)),
-            )
-            .lower(abstract, batch)
-            .compile()
-        )  # fmt: skip
+        compiled = build.train_step(training, abstract, mesh).lower(abstract, batch).compile()
         costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
         if memory is None:
             raise UserError(
                 f"The backend {jax.default_backend()} tells no memory of its programs; plan on "
                 "pretended processors, with plan.devices."
             )
-        parts: dict[str, int] = {}
-        for name, tree in abstract.params.items():
-            parts[name] = parts.get(name, 0) + state.count(tree)
         return cls(
-            parts=parts,
+            parts={name: state.count(tree) for name, tree in abstract.params.items()},
             steps=recipe.total_steps(config, examples),
             operations=costs.get("flops", math.nan),
             moved=costs.get("bytes accessed", math.nan),

@@ -64,18 +64,16 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         training = build.training(config, tasks, batches.num_examples)
         steps = recipe.total_steps(config, batches.num_examples)
         abstract = state.abstract(training, mesh)
-        where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        train_step = build.jitted(
-            step.train_step,
-            training,
-            donate_argnums=0,
-            out_shardings=(where, sharding.replicated(mesh)),
-        )
+        train_step = build.train_step(training, abstract, mesh)
         # Traced here, because what does not fit shall be told before anything is written.
         on_devices = pictures_on_devices(config, batches, mesh)
         rows = sharding.of_batch(batches.abstract(config.batch_size), mesh) | on_devices
         jax.eval_shape(train_step, abstract, rows)
         measure_step = evaluate.measure_step(training.program, mesh)
+        validated = None  # read once, where data.cache says so
+        if validation is not None:
+            keep = config.data.cache != "none"
+            validated = evaluate.batches_of(training.program, validation, config, keep)
         describe(config, training.program, abstract, source, batches, steps)
 
         ##### The state to begin with, and the workdir #####
@@ -101,16 +99,10 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         eval_every = config.eval_every or batches.steps_per_epoch
         save_every = config.checkpoint.every or eval_every
 
-        validated = None  # read once, where data.cache says so
-
         def validate(at: int, variables: Any) -> float | None:
             """Evaluates the validation split; returns what chooses the best checkpoint."""
             if validation is None:
                 return None
-            nonlocal validated
-            if validated is None:
-                keep = config.data.cache != "none"
-                validated = evaluate.batches_of(training.program, validation, config, keep)
             found, _ = evaluate.of_split(
                 measure_step, training.program, variables, validation, config, validated
             )

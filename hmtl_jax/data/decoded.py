@@ -53,30 +53,22 @@ class Decoded:
         self.labels: Mapping[str, np.ndarray] = kept
 
     def take_images(self) -> np.ndarray:
-        """Hands the pictures over, and keeps them no longer; `rows` still says where each is."""
+        """Hands the pictures over, and keeps them no longer; `batch` still says where each is."""
         images, self.images = self.images, None
         assert images is not None, "they were taken already"
         return images
 
-    def rows(self, index_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Record numbers int32 [b] → (the row of each one's picture int32 [b], valid bool [b]).
-
-        One that can't be decoded shows the first of them that can, as a batch read anew has it.
-        """
-        rows = self._places[index_b]
-        valid = self.valid[rows]
-        if not valid.all() and valid.any():
-            rows = np.where(valid, rows, rows[valid.argmax()])
-        return rows, valid
-
     def batch(self, index_b: np.ndarray) -> Batch:
         """Record numbers int32 [b] → the batch that `load` makes of them.
 
+        A picture that can't be decoded is the first of the batch that can, as when it is read anew.
         Where the pictures were taken, `image` is the row of each one, int32 [b].
         """
-        rows, valid = self.rows(index_b)
-        image = rows if self.images is None else self.images[rows]
         places = self._places[index_b]
+        valid, shown = self.valid[places], places
+        if not valid.all() and valid.any():
+            shown = np.where(valid, places, places[valid.argmax()])
+        image = shown if self.images is None else self.images[shown]
         labels = {name: of[places] for name, of in self.labels.items()}
         return {"image": image, "index": index_b, "valid": valid} | labels
 

@@ -238,22 +238,21 @@ class TrainBatches(Iterator[Batch]):
         return self._load.take_images()
 
     def __next__(self) -> Batch:
-        if self._load.light:
-            batch = self._load(self._steps[self._step])
-            self._step += 1
-            self._load.warn_of_corrupt(batch)
-            return batch
+        batch = self._load(self._steps[self._step]) if self._load.light else self._read_ahead()
+        self._step += 1
+        self._load.warn_of_corrupt(batch)
+        return batch
+
+    def _read_ahead(self) -> Batch:
+        """The next batch from threads or workers, which are started where none run."""
         if self._running is None:
             rest = grain.MapDataset.source(self._steps).map(self._load)[self._step :]
             self._running = parallel.Running(rest, self._load.nbytes, self._threads, self._workers)
         try:
-            batch = next(self._running)
+            return next(self._running)
         except BaseException:  # what is left of the threads or workers is of no use
             self.close()
             raise
-        self._step += 1
-        self._load.warn_of_corrupt(batch)
-        return batch
 
     def abstract(self, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each array of a batch of `rows`; reads nothing."""
