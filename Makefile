@@ -24,11 +24,11 @@ demo:
 
 # worksteal: one worker mostly keeps the tests of a file, whose compiled functions it then has already.
 test:
-	@launch/setup.sh requirements-video.txt requirements-dev.txt
+	@launch/setup.sh requirements-video.txt requirements-onnx.txt requirements-dev.txt
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint:
-	@launch/setup.sh requirements-video.txt requirements-dev.txt
+	@launch/setup.sh requirements-video.txt requirements-onnx.txt requirements-dev.txt
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
@@ -36,7 +36,7 @@ lint:
 
 # PyTorch is large and optional: `launch/setup.sh requirements-bench.txt` adds its columns.
 bench:
-	@launch/setup.sh requirements-video.txt requirements-dev.txt
+	@launch/setup.sh requirements-video.txt requirements-onnx.txt requirements-dev.txt
 	launch/local.sh --module benchmarks.textures
 	launch/local.sh --module benchmarks.train_step
 	launch/local.sh --module benchmarks.input_pipeline

@@ -11,8 +11,9 @@ Expected: not measured yet; `python -m experiments.tables fairface_10_cpu` does.
 worst: `python -m hmtl_jax.fairness runs/few --by race,gender`.
 
 `supervised` sees the faces with labels alone, for as many steps of as many of them: the others have
-as many faces without labels beside them in each batch. `masksub` in place of the puzzle holds a
-masked view against what is sure of the whole face.
+as many faces without labels beside them in each batch. `pretrain` solves the puzzle alone, for a
+probe of what it has learned. `masksub` in place of the puzzle holds a masked view against what is
+sure of the whole face.
 """
 
 from hmtl_jax import recipe
@@ -21,8 +22,10 @@ LABELLED = 0.1
 
 
 def get_config(arg: str = ""):
-    """arg: `cpu`, one of `supervised` and `masksub`, or both with a comma."""
-    cpu, supervised, masksub = recipe.arguments(arg, "cpu", "supervised", "masksub")
+    """arg: `cpu`, one of `supervised`, `pretrain` and `masksub`, or both with a comma."""
+    cpu, supervised, pretrain, masksub = recipe.arguments(
+        arg, "cpu", "supervised", "pretrain", "masksub"
+    )
     config = recipe.defaults()
     config.batch_size = rows = 64 if cpu else 128
     config.steps = 1500 if cpu else 3000
@@ -58,6 +61,10 @@ def get_config(arg: str = ""):
         config.pretexts.masksub = recipe.pretext_task("masksub", threshold=0.8)
     else:
         config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+    if pretrain:
+        recipe.pretrain_only(config)
+        return config
+    if not masksub:
         config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the tasks'
     config.data.labelled = LABELLED
     config.batch_size = 2 * rows  # as many labels a step as the supervised form sees

@@ -4,6 +4,7 @@
 #   launch/setup.sh                         # requirements.txt
 #   launch/setup.sh requirements-dev.txt    # and what tests and lint need
 #
+# A file that begins with "# --no-deps" lists all that it needs, and is installed after the others.
 # It takes the newest Python from 3.11 to 3.13 that this machine has. Variables:
 #   PYTHON   take this one: a version (3.12), a name on PATH, or a file
 #   VENV     make this folder instead of .venv
@@ -106,11 +107,21 @@ build() { # requirements files
         "$python" -m venv "$venv" || fail 1 "$python could not make $venv; see above."
     fi
     echo "setup: installing $*; the first time this takes a minute or two"
+    alone=
     for file in "$@"; do
         rm -f "$venv/.ready-$file"-*
-        set -- "$@" -r "$file"
+        if [ "$(head -n 1 "$file")" = "# --no-deps" ]; then
+            alone="$alone $file"
+        else
+            set -- "$@" -r "$file"
+        fi
         shift
     done
+    install "$@"
+    for file in $alone; do install --no-deps -r "$file"; done
+}
+
+install() { # arguments of pip
     # -qq: errors alone. No --log, which brings the rest back.
     "$venv/bin/python" -m pip install -qq --no-input --disable-pip-version-check "$@" ||
         fail 1 "pip failed, see above; then run the same command again."

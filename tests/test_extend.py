@@ -34,6 +34,7 @@ class Ordinal:
     metric_names: ClassVar = ("off_by",)
     outputs: ClassVar = ()
     answer: ClassVar = "a number, [b]"
+    raw: ClassVar = "the number, [b, 1]"
     FILLED: ClassVar = ("weights",)
     SETTINGS: ClassVar = {}
     LIMITS: ClassVar = {"sharpness": limits.above(0)}

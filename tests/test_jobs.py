@@ -2,29 +2,19 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import jax
-import numpy as np
 import pyarrow.parquet
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from configs import linear_probe
 from hmtl_jax import (
-    build,
     evaluate,
-    export,
-    infer,
     initial,
     prepare,
     probe,
     recipe,
     sharding,
-    state,
-    train,
     trained,
 )
 from hmtl_jax.data import records
@@ -116,61 +106,6 @@ def test_a_probe_that_cannot_be_is_refused_in_a_sentence(finished, tmp_path, cha
         runs.run(probe_of(**({"init_from": str(finished)} | changes)), tmp_path / "probe")
 
 
-def test_an_exported_encoder_starts_another_run_as_its_checkpoint_does(
-    finished, tiny_data, tmp_path
-):
-    export.write(finished)
-    file = finished / "encoder.safetensors"
-    assert {"cls_token", "pos_embed", "blocks.1.mlp.fc2.bias"} <= set(load_file(file))
-    with safe_open(file, framework="np") as opened:
-        about = opened.metadata()
-    assert (about["encoder"], about["image_size"], about["input"]) == ("16x2x2/8", "32", "rgb")
-    assert json.loads(about["classes"])["expression"][0] == "neutral"
-
-    def started(path):
-        config = runs.config(tiny_data, init_from=str(path))
-        mesh = sharding.make_mesh(**config.mesh)
-        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-            tasks = build.make_tasks(config, records.open_split(tiny_data, "synthetic", "train"))
-            training = build.training(config, tasks, 96)
-            current = train.begin(config, training, state.abstract(training, mesh))
-        return jax.device_get(state.evaluation_variables(current)["params"]["encoder"])
-
-    # The tolerance is 0: both hold the very bits of the moving average.
-    jax.tree.map(np.testing.assert_array_equal, started(file), started(finished))
-
-
-def test_an_exported_model_answers_without_this_code(finished, tmp_path):
-    """In another process that has JAX alone, for batches of two sizes."""
-    export.write(finished)
-    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    code = """
-import sys
-import jax, numpy as np
-from jax import export
-model = export.deserialize(open(sys.argv[1], "rb").read())
-images = np.load(sys.argv[2] + "/images.npy")
-whole = model.call(images)["expression"]
-np.save(sys.argv[2] + "/whole.npy", whole)
-np.save(sys.argv[2] + "/two.npy", model.call(images[:2])["expression"])
-assert "hmtl_jax" not in sys.modules and "flax" not in sys.modules
-"""
-    subprocess.run(
-        [sys.executable, "-c", code, str(finished / "model.stablehlo"), str(tmp_path)],
-        cwd=tmp_path, check=True, timeout=120,
-    )  # fmt: skip
-    mesh = sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        run = trained.load(finished, mesh)
-        wanted = infer.eval_step(run.program, run.variables, {"image": images})["predictions"]
-    np.testing.assert_allclose(np.load(tmp_path / "whole.npy"), wanted["expression"], atol=1e-5)
-    np.testing.assert_allclose(np.load(tmp_path / "two.npy"), wanted["expression"][:2], atol=1e-5)
-    about = json.loads((finished / "model.json").read_text())
-    assert about["input"]["shape"] == ["b", 32, 32, 3]
-    assert about["outputs"]["expression"]["names"] == list(run.program.tasks["expression"].classes)
-
-
 def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):
     (tmp_path / "latest").symlink_to(finished / "checkpoints" / "8")
     folder, why = trained.find(tmp_path / "latest")
@@ -185,23 +120,6 @@ def test_a_pytorch_file_is_told_how_to_convert(finished, tmp_path):
     changes |= {"data.name": "synthetic", "data.data_dir": "none"}
     with pytest.raises(UserError, match=r"weights_only=True.*save_file.*encoder\.safetensors"):
         initial.encoder(probe_of(**changes), {})
-
-
-def test_export_reads_no_data(finished, monkeypatch, capsys):
-    monkeypatch.setattr(records, "open_split", None)
-    monkeypatch.setattr(records, "identity", None)
-    monkeypatch.setattr(sys, "argv", ["export", str(finished)])
-    export.main()
-    assert "model.stablehlo, for any batch on cpu, cuda, tpu" in capsys.readouterr().out
-    card = (finished / "model_card.md").read_text()
-    (report,) = (finished / "eval").glob("test-*[0-9].json")
-    accuracy = json.loads(report.read_text())["expression"]["accuracy"]
-    for said in (
-        "A `16x2x2/8` on faces of 32 × 32 pixels", "synthetic 1.1.0, 96 pictures",
-        f"| expression/accuracy | {100 * accuracy:.2f} % (", "beside them mae",
-        "Not measured: nobody knows whom", "fewer than 50 test examples",
-    ):  # fmt: skip
-        assert said in card, said
 
 
 def test_another_sets_classes_are_matched_by_name(finished, tiny_data, tmp_path):

@@ -234,7 +234,10 @@ def distribution(requirement):
 
 @pytest.mark.parametrize(
     "name",
-    ["requirements.txt", *(f"requirements-{part}.txt" for part in ("dev", "video", "bench"))],
+    [
+        "requirements.txt",
+        *(f"requirements-{part}.txt" for part in ("dev", "video", "bench", "onnx")),
+    ],
 )
 def test_every_requirement_has_an_upper_bound(name):
     for requirement in requirements(name):
@@ -265,8 +268,10 @@ def required_distributions(*names):
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported():
     imported = imported_distributions("hmtl_jax", "configs", "experiments")
-    required = required_distributions("requirements.txt", "requirements-video.txt")
+    files = [f"requirements{part}.txt" for part in ("", "-video", "-onnx")]
+    required = required_distributions(*files)
     needed_by_others = {"array-record", "importlib-resources", "flatbuffers"}  # by TFDS and by JAX
+    needed_by_others |= {"onnx", "onnx-ir", "sympy", "mpmath", "protobuf"}  # by jax2onnx
     assert imported - required == set()
     assert required - imported - needed_by_others == set()
 

@@ -26,6 +26,8 @@ from hmtl_jax.models.conv import split_name
 
 # Heads of timm's models, and the decoder of the MAE authors' pretraining model.
 LEFT = ("head.", "fc.", "fc_norm.", "classifier.", "decoder_", "mask_token")
+# What timm calls it, by the first letters of the family.
+HEADS = {"resnet": "fc", "effici": "classifier"}
 POSITIONS = "params/positions_table"
 SHOWN = 20  # names of each kind of fault
 # What wrappers of PyTorch put before the names, and the first tensor of each family.
@@ -270,8 +272,13 @@ def _fold(path: Any, found: dict[str, np.ndarray], constants: Any) -> None:
     found["params/embed/bias"] = bias.astype(np.float32)
 
 
-def about(name: str, image_size: int, pool: str, positions: str) -> dict[str, str]:
-    """What a file says of its encoder: how to build it in timm, and how to feed it."""
+def about(
+    name: str, image_size: int, pool: str, positions: str, outputs: int = 0
+) -> dict[str, str]:
+    """What a file says of its encoder: how to build it in timm, and how to feed it.
+
+    outputs: of its head; 0: none.
+    """
     known = {
         "encoder": name,
         "image_size": str(image_size),
@@ -281,13 +288,13 @@ def about(name: str, image_size: int, pool: str, positions: str) -> dict[str, st
     }
     if "/" not in name:
         ours = "none: the network is ours" if name in cnn.SIZES else "none: its stem is ours"
-        model = f"timm.create_model({name!r}, num_classes=0)"
+        model = f"timm.create_model({name!r}, num_classes={outputs})"
         own = name in cnn.SIZES or name.endswith("-small")
         return known | {"pool": "mean", "timm": ours if own else model}
     size = vit.parse(name)
     model = (
         f"timm.models.VisionTransformer(img_size={image_size}, patch_size={size.patch}, "
-        f"embed_dim={size.dim}, depth={size.depth}, num_heads={size.heads}, num_classes=0, "
+        f"embed_dim={size.dim}, depth={size.depth}, num_heads={size.heads}, num_classes={outputs}, "
         f"global_pool={'token' if pool == 'cls' else 'avg'!r}, fc_norm=False)"
     )
     # fc_norm=False: the last norm comes before the mean, where timm's own default is behind it.
@@ -301,15 +308,17 @@ def save(
     *,
     image_size: int,
     positions: str = "sincos",
+    head: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Variables of encoder `name` → a safetensors file that timm's `load_state_dict` takes.
 
-    metadata: kept in the file, as `about` tells them.
+    head: `kernel` [D, K] and `bias` [K] of a linear layer on the pooled feature. metadata: kept in
+    the file, as `about` tells them.
 
-    float32. timm's model must be one without a head (`num_classes=0`), of that `image_size`, which
-    fixes the grid of a ViT's fixed `positions`: they are written as `pos_embed`, as timm knows no
-    others. Raises UserError if the file cannot be written.
+    float32. timm's model must be one with so many outputs (`num_classes=K`; 0 without a head), of
+    that `image_size`, which fixes the grid of a ViT's fixed `positions`: they are written as
+    `pos_embed`, as timm knows no others. Raises UserError if the file cannot be written.
     """
     ours = _unstacked({key: np.asarray(leaf, np.float32) for key, leaf in _flat(variables).items()})
     table = _table(name, POSITIONS in ours)
@@ -318,12 +327,16 @@ def save(
         size = vit.parse(name)
         grid = vit.grid_of(image_size, size.patch)
         tensors["pos_embed"] = vit.with_cls(positions, grid, grid, size.dim)[None]
+    if head is not None:
+        called = "head" if "/" in name else HEADS.get(split_name(name)[0][:6], "head")
+        kernel, bias = (np.asarray(head[part], np.float32) for part in ("kernel", "bias"))
+        tensors |= {f"{called}.weight": kernel.T, f"{called}.bias": bias}
     # Its writer takes memory as it lies, whatever the strides.
     tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     try:
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"Cannot write the encoder to {path} ({error}).") from error
+        raise UserError(f"Cannot write weights to {path} ({error}).") from error
 
 
 def resampled(positions_1nd: np.ndarray, grid: int) -> np.ndarray:

@@ -9,7 +9,7 @@ A task is a frozen dataclass with
 - `mixes`: whether λ·a + (1 − λ)·b of two targets means anything (mixup, CutMix),
 - `loss(outputs, target, mask) -> [B]`; the mask is for losses that couple the rows of a batch,
 - `outputs`, the names of the numbers that a prediction is made of, () where it is a single one,
-  and `answer`, what these are, in words,
+- in words, `answer`, what these are, and `raw`, what the head yields that they are made of,
 - `mirrored(predictions)`, where a mirror image changes what is predicted: what they say of the
   picture itself,
 - `predict(outputs) -> [B, …]`, and on the host `metrics(predictions, labels) -> dict`, in which

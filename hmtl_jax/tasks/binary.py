@@ -34,6 +34,7 @@ class Binary:
     outputs: ClassVar = ()  # a prediction is one number
     metric_names: ClassVar = ranking.NAMES
     answer: ClassVar = "probability of yes, [b]"
+    raw: ClassVar = "its logit, [b, 1]"
     FILLED: ClassVar = ()
     SETTINGS: ClassVar = {}
     LIMITS: ClassVar = {

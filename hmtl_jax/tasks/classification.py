@@ -46,6 +46,7 @@ class Classification:
     couples_rows: ClassVar = False
     metric_names: ClassVar = classification.NAMES
     answer: ClassVar = "probability of each class, [b, classes]"
+    raw: ClassVar = "logits, whose softmax these are, [b, classes]"
     FILLED: ClassVar = ("classes", "priors")
     SETTINGS: ClassVar = {"class_weights": "none"}  # or "balanced", "effective", numbers
     LIMITS: ClassVar = {

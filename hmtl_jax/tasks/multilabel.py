@@ -38,6 +38,7 @@ class Multilabel:
     couples_rows: ClassVar = False
     metric_names: ClassVar = multilabel.MEANS
     answer: ClassVar = "probability of each attribute, [b, attributes]"
+    raw: ClassVar = "their logits, [b, attributes]"
     FILLED: ClassVar = ("names",)
     SETTINGS: ClassVar = {"positive_weights": "none"}  # or "balanced", or one number an attribute
     LIMITS: ClassVar = {

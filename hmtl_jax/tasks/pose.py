@@ -55,6 +55,13 @@ class Pose:
         "alpha": limits.number(0, what="a weight"),
     }
 
+    @property
+    def raw(self) -> str:
+        """What the head yields."""
+        if self.representation == "6d":
+            return "two vectors, of which Gram-Schmidt makes a rotation matrix, [b, 6]"
+        return "logits of 66 bins of 3 degrees for yaw, pitch and roll, [b, 198]"
+
     def __post_init__(self):
         limits.check("tasks.pose.", vars(self), self.LIMITS)
         errors.lookup(_HEADS, self.representation, "tasks.pose.representation")

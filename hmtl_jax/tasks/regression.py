@@ -51,6 +51,11 @@ class Regression:
         "tolerance": limits.number(0),
     }
 
+    @property
+    def raw(self) -> str:
+        """What the head yields."""
+        return f"of each number, less {self.centre:g} and divided by {self.scale:g}, [b, numbers]"
+
     def __post_init__(self):
         limits.check("tasks.regression.", vars(self), self.LIMITS)
         errors.lookup(_OBJECTIVES, self.objective, "tasks.regression.objective")

@@ -384,7 +384,7 @@ def test_files_that_are_not_there_or_not_safetensors_are_refused(saved, tmp_path
     pickled.write_bytes(b"PK\x03\x04" + bytes(64))
     with pytest.raises(UserError, match=r"weights\.pth cannot be read as safetensors"):
         pretrained.load(pickled, VIT, abstract)
-    with pytest.raises(UserError, match="Cannot write the encoder to"):
+    with pytest.raises(UserError, match="Cannot write weights to"):
         pretrained.save(tmp_path / "no" / "folder", VIT, variables, image_size=16)
 
 
