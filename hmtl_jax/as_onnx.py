@@ -184,4 +184,5 @@ def answers(model: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    found: Any = session.run(names, {"images": images})
+    return dict(zip(names, found, strict=True))

@@ -104,7 +104,7 @@ def _write_weights(found: trained.Trained, variables: Mapping[str, Any]) -> list
         **{key: value for key, value in workdir.versions().items() if key in SAID},
     }
 
-    def save(name: str, head: Mapping[str, Any] | None, said: Mapping[str, str]) -> pathlib.Path:
+    def save(name: str, head: Mapping[str, Any] | None, said: dict[str, str]) -> pathlib.Path:
         path = found.run / f"{name}.safetensors"
         outputs = len(head["bias"]) if head else 0
         about = pretrained.about(model.encoder, size, model.pool, model.positions, outputs)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hmtl_jax import textures
 from hmtl_jax.data import augment
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.program import Program, answers, make_views, skills, streams
 
 
@@ -66,13 +66,29 @@ def pretext_outputs(program: Program, variables: Mapping, images: jax.Array, ind
     return views, targets, answers(program, found, targets)
 
 
-def encode_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:
-    """The frozen feature of each image, float32 [B, D], in the place of predictions: for probes."""
+def encode_step(
+    program: Program, variables: Mapping, batch: Mapping[str, jax.Array],
+    stage: str = "pooled", pool: str = "mean",
+) -> dict:  # fmt: skip
+    """The frozen feature of each image, float32 [B, D], in the place of predictions: for probes.
+
+    stage: of the encoder, the one that heads read, or another; UserError for one that it lacks.
+    pool: of a stage with places, their mean, or the cls token of a ViT's.
+    """
     images = augment.to_float(batch["image"], program.image_size)
     images = textures.as_input(program.input, images)
     stages = program.model.apply(variables, images, method="features")
     labels = {name: value for name, value in batch.items() if name != "image"}
-    return {"predictions": {"pooled": stages["pooled"]}, "labels": labels}
+    return {"predictions": {"pooled": _of_stage(stages, stage, pool)}, "labels": labels}
+
+
+def _of_stage(stages: Mapping[str, jax.Array], stage: str, pool: str) -> jax.Array:
+    found = lookup(stages, stage, "probe.stage").astype(jnp.float32)
+    if pool == "cls" and found.ndim != 3 and stage != "pooled":
+        raise UserError(f"probe.stage {stage!r} has no cls token; set probe.pool to 'mean'.")
+    if found.ndim == 3:  # tokens, the cls token first
+        return found[:, 0] if pool == "cls" else found[:, 1:].mean(axis=1)
+    return found.mean(axis=(1, 2)) if found.ndim == 4 else found
 
 
 def pretext_step(program: Program, variables: Mapping, batch: Mapping[str, jax.Array]) -> dict:

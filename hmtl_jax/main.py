@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 def workdir_beside(config: Any) -> str:
     """Where a probe leaves its report without a workdir: in the run that it probes."""
-    probed = pathlib.Path(config.init_from or "-").expanduser()
+    probed = pathlib.Path(config.init_from or "-").expanduser()  # of several encoders no folder
     if config.job == "probe" and probed.is_dir():
         # Not in a checkpoint's own folder, which goes when it is pruned.
         inside = probed.parent.name == "checkpoints" and probed.name.isdigit()

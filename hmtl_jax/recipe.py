@@ -92,6 +92,8 @@ def defaults() -> ConfigDict:
     config.probe = ConfigDict()
     config.probe.label = ""  # what the job probe reads off the features; empty: the run's own
     config.probe.neighbours = 20
+    config.probe.stage = "pooled"  # of the encoder: what heads read, or stage2, block05, tokens …
+    config.probe.pool = "mean"  # of a stage with places; or cls
 
     config.plan = ConfigDict()
     config.plan.devices = 0  # processors to pretend; 0: the devices at hand

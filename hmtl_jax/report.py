@@ -21,7 +21,7 @@ import jinja2
 import numpy as np
 from scipy import stats
 
-from hmtl_jax import charts, files, recipe, results, trained, workdir
+from hmtl_jax import charts, files, probe, recipe, results, trained, workdir
 from hmtl_jax.data import sources
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import names
@@ -238,23 +238,12 @@ def _groups(runs: Sequence[results.Run]) -> Iterator[str]:
         yield charts.dots(f"{task}/{metric} by {grouping}", groups, series, unit.strip())
 
 
-def _probes(runs: Sequence[results.Run]) -> Iterator[tuple[str, str, list[str]]]:
-    """What the job `probe` left in the runs: label, encoder, and test figures."""
+def _probes(runs: Sequence[results.Run]) -> Iterator[tuple[str, list[list[str]]]]:
+    """What the job `probe` left in the runs: whose and of what, and its table."""
     for run in runs:
         for file in sorted((run.folder / "probe").glob("probe-*.json")):
             found = files.read_json(file)
-            for encoder in ("trained", "random"):
-                of, cells = found[encoder], []
-                for kind in ("linear", "neighbours"):
-                    if kind in of:
-                        measures = results.measures(of[kind])
-                        key = names.first_headline(measures)
-                        cells.append(f"{kind}: {key} {measures[key]}")
-                for shots, one in of.get("few_shot", {}).items():
-                    spread = f"{100 * one['accuracy']:.2f} ± {100 * one['deviation']:.2f} %"
-                    cells.append(f"{shots} a class: {spread}")
-                said = run.name if encoder == "trained" else f"{run.name}, random weights"
-                yield found["label"], said, cells
+            yield f"{run.name}: {found['label']}", probe.table(found)
 
 
 def _group(scale: float, row: Mapping[str, Any] | None) -> tuple[float, float, float] | None:

@@ -194,6 +194,7 @@ def _check_part(name: str, part: Callable, settings: Any) -> None:
 def _check_choices(config: ConfigDict) -> None:
     choices = {
         "job": ("train", "probe", "plan"),
+        "probe.pool": ("mean", "cls"),
         "nonfinite": ("stop", "skip"),
         "init_constants": ("imagenet", "half"),
         "data.cache": ("none", "host", "device"),

@@ -1,7 +1,6 @@
 """After training: another set's figures, a probe of frozen features, and files for others."""
 
 import csv
-import json
 
 import jax
 import pyarrow.parquet
@@ -12,8 +11,6 @@ from hmtl_jax import (
     evaluate,
     initial,
     prepare,
-    probe,
-    recipe,
     sharding,
     trained,
 )
@@ -34,76 +31,6 @@ def probe_of(**changes):
     config.batch_size = 16
     config.update_from_flattened_dict(changes)
     return config.lock()
-
-
-@pytest.mark.slow
-def test_a_probe_reports_the_run_beside_a_random_encoder(finished, tmp_path):
-    printed = runs.run(probe_of(init_from=str(finished)), tmp_path / "probe")
-    found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
-    kinds = {"linear", "neighbours", "few_shot", "train_examples"}
-    assert set(found["trained"]) == set(found["random"]) == kinds
-    assert set(found["trained"]["few_shot"]) == {"1", "5", "10"}
-    for encoder in ("trained", "random"):
-        assert found[encoder]["train_examples"] == runs.SIZES["train"]
-        assert found[encoder]["linear"]["n"] == runs.SIZES["test"]
-    assert found["trained"]["linear"]["nll"] != found["random"]["linear"]["nll"]
-    accuracy = f"{found['trained']['linear']['accuracy']:.4f}"
-    assert any(f"expression, linear: test accuracy {accuracy}, with a random" in p for p in printed)
-
-
-def test_another_data_set_is_read_at_the_image_size_of_the_run(finished):
-    theirs, labels = probe.probed(probe_of(**{"init_from": str(finished), "data.name": "other"}))
-    own, _ = probe.probed(probe_of(init_from=str(finished)))
-    assert labels == ["expression"]
-    assert (theirs.data.name, theirs.data.image_size) == ("other", own.data.image_size)
-    assert theirs.data.data_dir == own.data.data_dir
-    assert own.data.image_size != linear_probe.get_config().data.image_size
-
-
-@pytest.mark.slow
-def test_a_pretrained_encoder_is_probed_on_the_splits_that_pretraining_left_out(
-    tiny_data, compile_cache, tmp_path
-):
-    config = runs.config(tiny_data, steps=2, epochs=0.0)
-    with config.unlocked():
-        recipe.pretrain_only(config)
-        config.weighting.name, config.optim.warmup_epochs = "fixed", 0.0
-    runs.run(config, tmp_path / "run")
-    changes = {"init_from": str(tmp_path / "run"), "probe.label": "expression"}
-    runs.run(probe_of(**changes), tmp_path / "probe")
-    found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
-    assert found["trained"]["linear"]["n"] == runs.SIZES["test"]
-
-
-def test_a_probe_reads_numbers_by_ridge_on_part_of_the_labels(finished, tmp_path):
-    changes = {"init_from": str(finished), "probe.label": "pose", "data.subset": 0.5}
-    runs.run(probe_of(**changes), tmp_path / "probe")
-    found = json.loads((tmp_path / "probe" / "probe-pose.json").read_text())
-    assert found["trained"]["train_examples"] == runs.SIZES["train"] // 2
-    assert set(found["trained"]["linear"]["per_label"]) == {"yaw", "pitch", "roll"}
-
-
-def test_a_probe_reads_every_attribute(finished, tmp_path):
-    changes = {"init_from": str(finished), "probe.label": "attributes"}
-    printed = runs.run(probe_of(**changes), tmp_path / "probe")
-    found = json.loads((tmp_path / "probe" / "probe-attributes.json").read_text())
-    assert found["trained"]["linear"]["n"] == runs.SIZES["test"]
-    assert len(found["trained"]["linear"]["per_attribute"]) > 1
-    assert any("attributes, linear: test accuracy" in line for line in printed)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"init_from": ""}, "needs init_from"),
-        ({"init_from": "nowhere"}, "nowhere is neither a workdir nor a checkpoint"),
-        ({"probe.label": "hat"}, "probe.label 'hat' is not in the data set; it has age, arousal"),
-        ({"batch_size": 12}, "batch_size 12 does not divide"),
-    ],
-)
-def test_a_probe_that_cannot_be_is_refused_in_a_sentence(finished, tmp_path, changes, says):
-    with pytest.raises(UserError, match=says):
-        runs.run(probe_of(**({"init_from": str(finished)} | changes)), tmp_path / "probe")
 
 
 def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):

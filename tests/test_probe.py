@@ -1,4 +1,4 @@
-"""Probes find what features hold, choose their strength on validation, and are deterministic."""
+"""The job probe: encoders side by side, features that are kept, stages, and what is refused."""
 
 import json
 
@@ -6,135 +6,172 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
-from hmtl_jax import errors, probe, sharding
-
-NAMES = ("calm", "glad", "grim")
+from configs import linear_probe
+from hmtl_jax import export, probe, recipe, sharding
+from hmtl_jax.errors import UserError
+from tests import runs
 
 
-def split(n, seed, noise=0.5, scale=1.0):
-    """Features of eight numbers, three of which point to the class; as float32 from an encoder."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, n).astype(np.int32)
-    features = rng.normal(size=(n, 8)) * noise
-    features[:, :3] += 2 * np.eye(3)[labels]
-    return (features * scale).astype(np.float32), labels
+@pytest.fixture(scope="module")
+def finished(tiny_data, compile_cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe") / "run"
+    runs.run(runs.config(tiny_data, supervised=True, steps=8, epochs=0.0), folder)
+    return folder
 
 
-def splits(**settings):
-    return tuple(split(n, seed, **settings) for seed, n in enumerate((120, 60, 80)))
+def probe_of(**changes):
+    config = linear_probe.get_config()
+    config.batch_size = 16
+    config.update_from_flattened_dict(changes)
+    return config.lock()
 
 
-def test_separable_features_are_separated():
-    found = probe.linear_probe(*splits(noise=0.3), NAMES)
-    assert found["accuracy"] > 0.98 and found["n"] == 80
-    json.dumps(found, allow_nan=False)
-    assert probe.knn(*splits(noise=0.3)[::2], NAMES, k=5)["accuracy"] > 0.98
+@pytest.mark.slow
+def test_a_probe_reports_the_run_beside_a_random_encoder(finished, tmp_path):
+    printed = runs.run(probe_of(init_from=str(finished)), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
+    kinds = {"linear", "neighbours", "few_shot", "train_examples"}
+    assert set(found["encoders"]) == {"run", probe.RANDOM}
+    assert set(found["encoders"]["run"]["few_shot"]) == {"1", "5", "10"}
+    for of in found["encoders"].values():
+        assert set(of) == kinds
+        assert of["train_examples"] == runs.SIZES["train"]
+        assert of["linear"]["n"] == runs.SIZES["test"]
+    ours, chance = (of["linear"] for of in found["encoders"].values())
+    assert ours["nll"] != chance["nll"]
+    text = "\n".join(printed)
+    assert f"  run             {100 * ours['accuracy']:.2f} %" in text
+    assert f"  random weights  {100 * chance['accuracy']:.2f} %" in text
+    page = (tmp_path / "probe" / "probe-expression.md").read_text()
+    assert f"| run | {100 * ours['accuracy']:.2f} % |" in page
 
 
-def test_features_without_the_class_give_chance():
-    shuffled = [(x, np.random.default_rng(9).permutation(y)) for x, y in splits()]
-    assert probe.linear_probe(*shuffled, NAMES)["accuracy"] < 0.55
+def test_another_data_set_is_read_at_the_image_size_of_the_run(finished):
+    (other,), labels = probe.probed(probe_of(**{"init_from": str(finished), "data.name": "other"}))
+    (run,), _ = probe.probed(probe_of(init_from=str(finished)))
+    assert labels == ["expression"]
+    theirs, own = other.config, run.config
+    assert (theirs.data.name, theirs.data.image_size) == ("other", own.data.image_size)
+    assert theirs.data.data_dir == own.data.data_dir
+    assert own.data.image_size != linear_probe.get_config().data.image_size
 
 
-def test_it_is_the_regression_of_both_splits_with_the_best_c_of_validation():
-    train, validation, test = splits(noise=2.0, scale=50.0)
-    found = probe.linear_probe(train, validation, test, NAMES)
-    c = found["setting"]["C"]
-    scores = []
-    for candidate in probe.CS:
-        scaler = StandardScaler().fit(train[0])
-        model = LogisticRegression(C=candidate, max_iter=1000)
-        model.fit(scaler.transform(train[0]), train[1])
-        scores.append(model.score(scaler.transform(validation[0]), validation[1]))
-    assert scores[probe.CS.index(c)] == max(scores) == found["setting"]["validation_accuracy"]
-    both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
-    scaler = StandardScaler().fit(both[0])
-    model = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(both[0]), both[1])
-    assert found["accuracy"] == model.score(scaler.transform(test[0]), test[1])
+@pytest.mark.slow
+def test_a_pretrained_encoder_is_probed_on_the_splits_that_pretraining_left_out(
+    tiny_data, compile_cache, tmp_path
+):
+    config = runs.config(tiny_data, steps=2, epochs=0.0)
+    with config.unlocked():
+        recipe.pretrain_only(config)
+        config.weighting.name, config.optim.warmup_epochs = "fixed", 0.0
+    runs.run(config, tmp_path / "run")
+    changes = {"init_from": str(tmp_path / "run"), "probe.label": "expression"}
+    runs.run(probe_of(**changes), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
+    assert found["encoders"]["run"]["linear"]["n"] == runs.SIZES["test"]
 
 
-def test_knn_equals_scikit_learns():
-    train, _, test = splits(noise=1.5)
-    unit = [
-        x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (train[0], test[0])
-    ]
-    theirs = KNeighborsClassifier(
-        7, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / probe.TEMPERATURE)
-    ).fit(unit[0], train[1])
-    found = probe.knn(train, test, NAMES, k=7)
-    assert found["accuracy"] == theirs.score(unit[1], test[1])
-    of_truth = theirs.predict_proba(unit[1])[np.arange(80), test[1]]
-    eps = np.finfo(np.float64).eps
-    assert found["nll"] == pytest.approx(-np.log(np.maximum(of_truth, eps)).mean(), rel=1e-4)
+def test_a_probe_reads_numbers_by_ridge_on_part_of_the_labels(finished, tmp_path):
+    changes = {"init_from": str(finished), "probe.label": "pose", "data.subset": 0.5}
+    runs.run(probe_of(**changes), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-pose.json").read_text())
+    assert found["encoders"]["run"]["train_examples"] == runs.SIZES["train"] // 2
+    assert set(found["encoders"]["run"]["linear"]["per_label"]) == {"yaw", "pitch", "roll"}
 
 
-def test_missing_labels_and_absent_classes():
-    train, validation, test = splits(noise=0.3)
-    train[1][train[1] == 2] = -1
-    validation[1][validation[1] == 2] = -1
-    found = probe.linear_probe(train, validation, test, NAMES)
-    assert found["per_class"]["grim"]["recall"] == 0
-    assert found["per_class"]["calm"]["recall"] > 0.98
-    assert probe.knn(train, test, NAMES)["per_class"]["grim"]["recall"] == 0
+def test_a_probe_reads_every_attribute(finished, tmp_path):
+    changes = {"init_from": str(finished), "probe.label": "attributes"}
+    printed = runs.run(probe_of(**changes), tmp_path / "probe")
+    found = json.loads((tmp_path / "probe" / "probe-attributes.json").read_text())
+    assert found["encoders"]["run"]["linear"]["n"] == runs.SIZES["test"]
+    assert len(found["encoders"]["run"]["linear"]["per_attribute"]) > 1
+    assert any("attributes, test; see" in line for line in printed)
 
 
-def test_few_examples_a_class_are_drawn_and_more_of_them_tell_more():
-    train, test = split(300, 0, noise=1.5), split(400, 1, noise=1.5)
-    found = probe.few_shot(train, test, NAMES, shots=(1, 20), draws=8)
-    one, twenty = found["1"], found["20"]
-    assert 0.34 < one["accuracy"] < twenty["accuracy"] - 0.05 and one["draws"] == 8
-    assert twenty["deviation"] < one["deviation"]
-    for of in found.values():
-        low, high = of["interval"]
-        # Student's, of eight draws: 2.365 deviations over √8.
-        assert (high - low) / 2 == pytest.approx(2.365 * of["deviation"] / 8**0.5, rel=1e-3)
-        assert (high + low) / 2 == pytest.approx(of["accuracy"])
-    assert probe.few_shot(train, test, NAMES, shots=(1, 20), draws=8) == found
-    everything = probe.few_shot(train, test, NAMES, shots=(1000,), draws=3)["1000"]
-    assert everything["deviation"] == pytest.approx(0, abs=1e-3)  # all of each class, every time
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"init_from": ""}, "needs init_from"),
+        ({"init_from": "nowhere"}, "nowhere is neither a workdir nor a checkpoint"),
+        ({"probe.label": "hat"}, "probe.label 'hat' is not in the data set; it has age, arousal"),
+        ({"batch_size": 12}, "batch_size 12 does not divide"),
+        (
+            {"probe.stage": "stage9"},
+            "Unknown probe.stage 'stage9'; known: block00, ",
+        ),
+        ({"probe.stage": "patches", "probe.pool": "cls"}, "'patches' has no cls token"),
+        ({"probe.pool": "max"}, "probe.pool is 'max'; it must be one of mean, cls"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_in_a_sentence(finished, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        runs.run(probe_of(**({"init_from": str(finished)} | changes)), tmp_path / "probe")
 
 
-def test_ridge_finds_linear_numbers_and_leaves_out_missing_ones():
-    rng = np.random.default_rng(0)
-    mixing = rng.normal(size=(8, 2))
+def test_features_are_extracted_once(finished, tmp_path, monkeypatch):
+    """Another label, another share and more neighbours read what is kept; other weights do not."""
+    asked = {"init_from": str(finished), "probe.label": "pose"}
     made = []
-    for n in (150, 60, 60):
-        x = rng.normal(size=(n, 8)).astype(np.float32)
-        y = (x @ mixing + 0.01 * rng.normal(size=(n, 2))).astype(np.float32)
-        y[:20, 1] = np.nan
-        made.append((x, y))
-    found = probe.ridge(*made, ("valence", "arousal"))
-    assert found["ccc"] > 0.999 and found["per_label"]["arousal"]["n"] == 40
-    assert found["setting"] == {"valence": 0.1, "arousal": 0.1}
-    noise = [(x, rng.permutation(y[:, :1])) for x, y in made]
-    weak = probe.ridge(*noise, ("valence",))
-    assert weak["setting"]["valence"] > 0.1 and abs(weak["ccc"]) < 0.3
+    whole = probe.encoder
+    monkeypatch.setattr(probe, "encoder", lambda *of: made.append(of[0].name) or whole(*of))
+    runs.run(probe_of(**asked), tmp_path)
+    assert made == ["run", probe.RANDOM]
+    first = (tmp_path / "probe-pose.json").read_text()
+    runs.run(probe_of(**asked | {"data.subset": 0.5}), tmp_path)
+    assert len(made) == 2 and (tmp_path / "probe-pose.json").read_text() != first
+    runs.run(probe_of(**asked), tmp_path)
+    assert len(made) == 2 and (tmp_path / "probe-pose.json").read_text() == first
+    kept = next((tmp_path / "features").glob("test-*"))
+    kept.write_bytes(kept.read_bytes()[:100])  # as a process that was killed would leave it
+    runs.run(probe_of(**asked), tmp_path)
+    assert len(made) == 3 and (tmp_path / "probe-pose.json").read_text() == first
+    runs.run(probe_of(**asked | {"probe.stage": "block00"}), tmp_path)
+    assert len(made) == 5 and (tmp_path / "probe-pose.json").read_text() != first
 
 
-def test_the_same_arrays_give_the_same_metrics():
-    assert probe.linear_probe(*splits(), NAMES) == probe.linear_probe(*splits(), NAMES)
-    assert probe.knn(*splits()[1:], NAMES) == probe.knn(*splits()[1:], NAMES)
+def test_several_encoders_stand_in_one_table(finished, tmp_path, compile_cache):
+    export.write(finished)
+    file = finished / "encoder.safetensors"
+    asked = {
+        "init_from": f"ours={finished},{finished / 'checkpoints' / '8'},file={file}",
+        "probe.label": "pose", "data.name": "synthetic", "model.encoder": "16x2x2/8",
+        "data.image_size": 32, "model.dtype": "float32",
+        "data.data_dir": probe.probed(probe_of(init_from=str(finished)))[0][0].config.data.data_dir,
+    }  # fmt: skip
+    runs.run(probe_of(**asked), tmp_path)
+    found = json.loads((tmp_path / "probe-pose.json").read_text())["encoders"]
+    ours, same, read, *chance = found.values()
+    assert list(found)[:3] == ["ours", "8", "file"] and chance
+    assert ours == same
+    assert read["linear"]["mae"] == pytest.approx(ours["linear"]["mae"], rel=1e-3)
+    assert all(of["linear"]["mae"] != ours["linear"]["mae"] for of in chance)
 
 
-def test_attributes_are_found_one_by_one():
-    rng = np.random.default_rng(5)
+def test_encoders_of_different_data_need_a_set_by_name(finished, tmp_path):
+    config = json.loads((finished / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(config | {"data.name": "elsewhere"}))
+    with pytest.raises(UserError, match="synthetic and elsewhere; name the set"):
+        probe.probed(probe_of(init_from=f"{finished},{other}"))
+    with pytest.raises(UserError, match="names an encoder twice"):
+        probe.probed(probe_of(init_from=f"{finished},{finished}"))
 
-    def split(n):
-        features = rng.normal(size=(n, 6)).astype(np.float32)
-        labels = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.zeros(n)], axis=1)
-        labels = labels.astype(np.int32)
-        labels[::7, 0] = -1
-        return features, labels
 
-    found = probe.linear_attributes(split(300), split(100), split(200), ("a", "b", "never"))
-    assert found["per_attribute"]["a"]["accuracy"] > 0.93
-    assert found["per_attribute"]["b"]["accuracy"] > 0.93
-    assert found["per_attribute"]["never"]["accuracy"] == 1.0
-    assert set(found["setting"]) == {"a", "b"}
+def test_a_stage_is_pooled_by_its_mean_or_its_cls_token(finished):
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
+    mesh = sharding.make_mesh()
+    found = {}
+    with jax.set_mesh(mesh):
+        for stage, pool in (("tokens", "cls"), ("tokens", "mean"), ("pooled", "mean")):
+            asked = {"init_from": str(finished), "probe.stage": stage, "probe.pool": pool}
+            (of,), _ = probe.probed(probe_of(**asked))
+            encode, variables = probe.encoder(of, mesh)
+            seen = encode(variables, {"image": images})["predictions"]["pooled"]
+            found[stage, pool] = np.asarray(seen)
+    np.testing.assert_array_equal(found["tokens", "cls"], found["pooled", "mean"])  # it pools so
+    assert np.abs(found["tokens", "cls"] - found["tokens", "mean"]).max() > 0.01
 
 
 def test_features_are_in_the_order_of_the_split_without_padding():
@@ -160,17 +197,3 @@ def test_features_are_in_the_order_of_the_split_without_padding():
     np.testing.assert_array_equal(found, np.arange(6, dtype=np.float32)[:, None] * [[2.0, 2, 2]])
     np.testing.assert_array_equal(labels["age"], np.arange(6) + 0.5)
     assert found.dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda x, y: (x * np.nan, y), "not finite"),
-        (lambda x, y: (x, np.full_like(y, -1)), "no example with this label"),
-        (lambda x, y: (x, np.zeros_like(y)), "two classes"),
-    ],
-)
-def test_bad_input_is_named(change, words):
-    train, validation, test = splits()
-    with pytest.raises(errors.UserError, match=words):
-        probe.linear_probe(change(*train), validation, test, NAMES)

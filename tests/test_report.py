@@ -37,7 +37,7 @@ def test_a_page_tells_what_two_runs_became(pair):
     for said in (
         "Training loss, expression", "validation/expression/accuracy", "Recall by class",
         "Calibration", "Confusion, joint", "Surest mistakes, alone", "accuracy by expression",
-        "joint, random weights", "10 a class: ",
+        "joint: expression", "<td>random weights</td>", "10 a class",
         "weighting.lam", "pretexts.mae.kind: None → &#39;mae&#39;",
     ):  # fmt: skip
         assert said in made, said
