@@ -186,8 +186,8 @@ def shapes(config: ConfigDict, source: Any, tasks: Mapping[str, Any], rows: int)
     told, opened = isinstance(source, Told), source
     if told and len(source) < rows:
         opened = dataclasses.replace(source, count=rows)
-    pictures = None if told else train.unlabelled(config)
-    batches = train.train_batches(config, cast(Any, opened), tasks, pictures)
+    others = None if told else train.unlabelled(config)
+    batches = train.train_batches(config, cast(Any, opened), tasks, others)
     found = batches.abstract(rows)
     if config.data.labelled < 1 or config.data.unlabelled:
         found["labelled"] = ((rows,), np.dtype(bool))

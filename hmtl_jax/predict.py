@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import tqdm
 
-from hmtl_jax import build, compiled, files, infer, sharding, trained
+from hmtl_jax import build, compiled, files, infer, pictures, sharding, trained
 from hmtl_jax.data import decode, detect, video
 from hmtl_jax.data.readers import own
 from hmtl_jax.data.readers.tree import Tree
@@ -327,8 +327,7 @@ def _looks(predictor: Predictor, faces: Sequence[np.ndarray], height: int) -> np
             top = row * side
             if top + side > height:
                 break
-            heat = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_TURBO)
-            mixed = cv2.addWeighted(face, 0.55, heat[..., ::-1], 0.45, 0)
+            (mixed,) = (255 * pictures.heated(face[None] / 255, strength[None])).astype(np.uint8)
             tile = cv2.resize(mixed, (side, side), interpolation=cv2.INTER_AREA)
             cv2.putText(tile, name, (4, side - 6), 0, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
             panel[top : top + side, column * side : (column + 1) * side] = tile

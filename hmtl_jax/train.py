@@ -20,6 +20,7 @@ from hmtl_jax import (
     infer,
     initial,
     lock,
+    pictures,
     recipe,
     sharding,
     state,
@@ -56,8 +57,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         workdir.check_data(folder, identity)
         tasks = build.make_tasks(config, source)
         build.check_best(config, tasks, validation)
-        pictures = unlabelled(config)
-        batches = train_batches(config, source, tasks, pictures)
+        batches = train_batches(config, source, tasks, unlabelled(config))
         stack.enter_context(contextlib.closing(batches))
 
         ##### The compiled steps #####
@@ -74,6 +74,9 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         if validation is not None:
             keep = config.data.cache != "none"
             validated = evaluate.batches_of(training.program, validation, config, keep)
+        faces = None  # that show what pretexts have learned
+        if validation is not None and training.program.pretexts:
+            faces = pictures.Faces(training.program, config, mesh, config.data.validation)
         describe(config, training.program, abstract, source, batches, steps)
 
         ##### The state to begin with, and the workdir #####
@@ -106,6 +109,9 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
             found, _ = evaluate.of_split(
                 measure_step, training.program, variables, validation, config, validated
             )
+            number = at // eval_every
+            if faces and number & (number - 1) == 0:  # 1, 2, 4, 8 …
+                pictures.progress(folder, at, faces.columns(variables), writer)
             return scored(config, folder, at, found, identity, writer)
 
         def save(at: int, current: state.TrainState, score: float | None) -> None:
@@ -202,9 +208,12 @@ def train_batches(
     config: ConfigDict,
     source: sources.Opened,
     tasks: Mapping[str, Any],
-    pictures: sources.Opened | None = None,
+    others: sources.Opened | None = None,
 ) -> pipeline.TrainBatches:
-    """The endless batches that the recipe asks for, with the labels that its tasks read."""
+    """The endless batches that the recipe asks for, with the labels that its tasks read.
+
+    others: what `unlabelled` told.
+    """
     return pipeline.train_batches(
         source,
         **build.loading(config, build.labels_of(tasks), config.batch_size),
@@ -213,7 +222,7 @@ def train_batches(
         subset=config.data.subset,
         stratify=recipe.stratified_by(config) or None,
         labelled=config.data.labelled,
-        pictures=pictures,
+        pictures=others,
         unlabelled_share=config.data.unlabelled_share,
         sampling=config.data.sampling,
         weights=config.data.weights,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hmtl_jax import figures
+from hmtl_jax import figures, pictures
 from hmtl_jax.models import decoders
 from hmtl_jax.pretext.inpaint import Inpaint
 from hmtl_jax.pretext.mae import Mae
@@ -112,3 +112,17 @@ def test_what_an_untrained_decoder_makes_can_be_drawn(images_bhwc, pretext, tmp_
     columns = pretext.columns(np.asarray(images_bhwc), *made)
     figures.reconstruction_grid(tmp_path / "grid.png", columns)
     assert (tmp_path / "grid.png").stat().st_size > 1000
+
+
+def test_heat_is_red_where_a_model_looks_and_blue_elsewhere(images_bhwc):
+    maps = np.zeros((BATCH, 2, 2), np.float32)
+    maps[:, 0, 0] = 1
+    shown = pictures.heated(np.zeros((BATCH, SIZE, SIZE, 3)), maps)
+    assert shown.shape == (BATCH, SIZE, SIZE, 3) and shown.min() >= 0 and shown.max() <= 1
+    red, _, blue = shown[:, 2, 2].T
+    assert (red > blue + 0.1).all()
+    red, _, blue = shown[:, -3, -3].T
+    assert (blue > red).all()
+    np.testing.assert_allclose(
+        pictures.heated(np.asarray(images_bhwc), maps) - shown, 0.55 * images_bhwc, atol=1e-6
+    )

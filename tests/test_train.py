@@ -85,7 +85,12 @@ def test_the_workdir_holds_everything(finished):
     assert runs.steps(finished.workdir) == [12, 18]
     kept = json.loads((finished.workdir / "config.json").read_text())
     assert (kept["batch_size"], kept["tasks.expression.kind"]) == (16, "classification")
-    for name in ("mae", "curves", "expression_confusion"):
+    drawn = {path.stem for path in (finished.workdir / "pictures").iterdir()}
+    # What the pretext makes is drawn at the first, second, fourth … evaluation, and at the end.
+    assert drawn == {
+        "mae", "mae-000006", "mae-000012", "attention", "curves", "expression_confusion",
+    }  # fmt: skip
+    for name in drawn:
         assert cv2.imread(f"{finished.workdir}/pictures/{name}.png") is not None
 
 
@@ -129,8 +134,8 @@ def test_each_example_is_evaluated_once(finished):
 
 
 def test_the_test_split_is_read_once_at_the_end(finished):
-    pictures = "test"  # of faces that were not trained on
-    assert finished.opened == ["validation", "test", pictures]
+    faces = ("validation", "test")  # in pictures: none that was trained on
+    assert finished.opened == ["validation", faces[0], "test", faces[1]]
 
 
 def test_the_last_line_says_what_was_reached_and_where_to_look(finished):

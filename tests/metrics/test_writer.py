@@ -4,6 +4,7 @@ import json
 import os
 import struct
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,6 +54,18 @@ def test_every_line_is_flushed(tmp_path):
         for step in range(3):
             out.write(step, {"a": 1.0})
             assert len(log(tmp_path).splitlines()) == step + 1
+
+
+def test_a_picture_is_shown_in_tensorboard(tmp_path):
+    figure = np.full((3, 5, 4), 200, np.uint8)
+    cv2.imwrite(str(tmp_path / "one.png"), figure)
+    with writer.Writer(tmp_path / "run") as out:
+        out.picture(7, "mae", tmp_path / "one.png")
+    (file,) = events_of(tmp_path / "run")
+    ((step, value),) = [(e.step, v) for e in parsed(file) for v in e.summary.value]
+    assert (step, value.tag, value.image.width, value.image.height) == (7, "mae", 5, 3)
+    shown = np.frombuffer(value.image.encoded_image_string, np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(shown, cv2.IMREAD_UNCHANGED), figure)
 
 
 def test_non_finite_numbers_become_null(tmp_path):
