@@ -24,7 +24,7 @@ def text(path: pathlib.Path) -> str:
     lines += [
         f"A `{recipe.model.encoder}` on faces of {recipe.data.image_size} × "
         f"{recipe.data.image_size} pixels, trained with hmtl_jax (commit "
-        f"{versions.get('commit', 'unknown')[:12]}).", "",
+        f"{versions.get('commit', '')[:12] or 'unknown'}).", "",
         "| task | what it answers | |", "|---|---|---|",
     ]  # fmt: skip
     lines += [f"| {name} | {task.answer} | {_some(task.outputs)} |" for name, task in tasks.items()]

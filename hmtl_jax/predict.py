@@ -65,12 +65,13 @@ class Predictor:
 
     def __init__(
         self, run: str | os.PathLike[str], *, detector: str = "", align: bool = False,
-        batch_size: int = 64, frames: int = 8,
+        batch_size: int = 64, frames: int = 8, max_pixels: int = decode.MAX_PIXELS,
     ):  # fmt: skip
         """run: a workdir, or a checkpoint in one. detector: weights of YuNet; "": whole pictures.
 
         align: turn each face upright by the detector's points. frames: evenly spaced ones of each
-        video. UserError for a run without tasks, and for what `trained.load` refuses.
+        video. max_pixels: of a picture; a larger one is not read. UserError for a run without
+        tasks, and for what `trained.load` refuses.
         """
         self._mesh = sharding.make_mesh()
         with jax.set_mesh(self._mesh):
@@ -88,7 +89,7 @@ class Predictor:
         data = self._run.config.data
         self.size = int(data.decode_size or data.image_size)
         self.batch_size = sharding.divisible(batch_size, self._mesh)
-        self._frames = frames
+        self._frames, self._max_pixels = frames, max_pixels
         # Large enough to be resized by the one rule that evaluation has.
         self._cutter = detect.cutter(detector, 4 * self.size if detector else 0, False)
         if align:
@@ -157,7 +158,7 @@ class Predictor:
                 ]
             file = pathlib.Path(path)
             encoded = Tree(file.parent).read(file.name)
-            return self._faces(path, decode.decode(encoded, max_pixels=decode.MAX_PIXELS), None)
+            return self._faces(path, decode.decode(encoded, max_pixels=self._max_pixels), None)
         except UserError as error:
             return [Sight(path, None, error=str(error))]
 
@@ -366,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--align", action="store_true", help="turn faces upright by their points")
     parser.add_argument("--frames", type=int, default=8, help="of each video")
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_pixels", type=int, default=decode.MAX_PIXELS, help="of a picture")
     args = parser.parse_args(argv)
     try:
         _run(args)
@@ -380,7 +382,7 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out} must end in one of {', '.join(FORMATS)}.")
     if args.out and args.out.exists() and not args.overwrite:
         raise UserError(f"{args.out} is there already; pass --overwrite, or another name.")
-    for name in ("frames", "batch_size"):
+    for name in ("frames", "batch_size", "max_pixels"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: give 1 or more.")
     if args.attention and not args.draw:
@@ -388,7 +390,7 @@ def _run(args: argparse.Namespace) -> None:
     found = list(inputs(args.paths))
     predictor = Predictor(
         files.local(args.run, "RUN"), detector=args.detector, align=args.align,
-        batch_size=args.batch_size, frames=args.frames,
+        batch_size=args.batch_size, frames=args.frames, max_pixels=args.max_pixels,
     )  # fmt: skip
     sights = predictor.sights(tqdm.tqdm(found, unit=" files", disable=None))
     rows, group = [], []

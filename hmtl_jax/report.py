@@ -75,7 +75,7 @@ def _summary(runs: Sequence[results.Run]) -> Iterator[tuple[str, list[str]]]:
     yield "test examples", [f"{run.test.get('examples', 0):,}" for run in runs]
     for key in dict.fromkeys(key for run in runs for key in _headlines(run)):
         yield key, [_headlines(run).get(key, "–") for run in runs]
-    yield "commit", [of.get("commit", "–")[:12] for of in versions]
+    yield "commit", [of.get("commit", "")[:12] or "–" for of in versions]
 
 
 def _last(run: results.Run) -> str:

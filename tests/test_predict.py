@@ -171,6 +171,9 @@ def test_what_can_not_be_asked(whole_run, tmp_path, capsys):
     assert "--frames 0: give 1 or more" in said(
         whole_run.workdir, tmp_path / "a.png", "--frames", "0"
     )
+    assert "--max_pixels 0: give 1 or more" in said(
+        whole_run.workdir, tmp_path / "a.png", "--max_pixels", "0"
+    )
     assert "is neither a workdir with checkpoints" in said(tmp_path, tmp_path / "a.png")
     assert tiny.refused(predict.Predictor, whole_run.workdir, align=True).startswith(
         "Faces are aligned by the points of a detector"

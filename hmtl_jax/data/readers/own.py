@@ -12,7 +12,7 @@ from hmtl_jax.data.readers.reader import Row
 from hmtl_jax.data.readers.tree import Tree
 from hmtl_jax.errors import UserError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # As people name them → as recipes do.
 SPLITS = {
     "train": "train", "training": "train",
