@@ -8,6 +8,7 @@
 # It takes the newest Python from 3.11 to 3.13 that this machine has. Variables:
 #   PYTHON   take this one: a version (3.12), a name on PATH, or a file
 #   VENV     make this folder instead of .venv
+#   SYSTEM_PACKAGES=yes   let it see the packages of the Python that it is made on
 #
 # Exit status: 0 ready, 1 the set-up failed, 2 wrong usage, 3 no suitable Python.
 set -eu
@@ -104,7 +105,7 @@ build() { # requirements files
         [ -n "$python" ] || python=$(choose) || exit $?
         echo "setup: making $venv with $("$python" -V) ($python)"
         rm -rf "${venv:?}"/* "$venv"/.ready-*
-        "$python" -m venv "$venv" || fail 1 "$python could not make $venv; see above."
+        "$python" -m venv ${SYSTEM_PACKAGES:+--system-site-packages} "$venv" || fail 1 "$python could not make $venv; see above."
     fi
     echo "setup: installing $*; the first time this takes a minute or two"
     alone=

@@ -3,23 +3,31 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
+import kubernetes_validate
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOCAL, TPU, SLURM = "launch/local.sh", "launch/tpu_vm.sh", "launch/slurm.sbatch"
+OFFLINE, STOPPED = "launch/offline.sh", "launch/until_stopped.sh"
 TPU_VARIABLES = {"NAME": "faces", "ZONE": "us-east5-b", "TYPE": "v6e-16"}
 FLAGS = ["--config=configs/synthetic.py", "--workdir=runs/a b"]
 
 
 def launch(script, *arguments, **variables):
     """Runs a launcher to its end, without the variables of this shell that it reads."""
-    read = ("CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES", "JAX_PLATFORMS", "XLA_FLAGS")
+    read = (
+        "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES", "JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    )  # fmt: skip
     kept = {key: value for key, value in os.environ.items() if key not in read}
     return subprocess.run(
         ["bash", script, *arguments],
@@ -54,7 +62,9 @@ def program(folder, name, text):
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize("script", ["launch/setup.sh", LOCAL, TPU, SLURM, ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["launch/setup.sh", LOCAL, TPU, SLURM, OFFLINE, STOPPED, ".ci/run"]
+)
 def test_shell_warns_of_nothing(script):
     shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}")
     assert shellcheck, "shellcheck is missing; install requirements-dev.txt"
@@ -68,6 +78,7 @@ def test_shell_warns_of_nothing(script):
         (LOCAL, ["--processes", "--port", "--module", "--python", "--dry_run"]),
         (TPU, ["create", "install", "run", "resume", "status", "delete", "--dry_run", "SPOT"]),
         (SLURM, ["sbatch", "DRY_RUN"]),
+        (OFFLINE, ["pack", "install", "--python", "--platform", "--with", "--base", "--data"]),
     ],
 )
 def test_help_names_everything(script, named):
@@ -107,6 +118,20 @@ def test_help_names_everything(script, named):
             {"NAME": "f", "ZONE": "z", "TYPE": "v9-8"},
             "no VERSION is known for TYPE=v9-8",
         ),
+        (OFFLINE, ["pack"], {}, "name the archive to write"),
+        (OFFLINE, ["pack", "README.md"], {}, "README.md is there already"),
+        (OFFLINE, ["pack", "new.tar", "--python", "3.10"], {}, "--python 3.10 is not one of 3.11"),
+        (
+            OFFLINE,
+            ["pack", "new.tar", "--platform", "win"],
+            {},
+            "--platform win is not of the kind",
+        ),
+        (OFFLINE, ["pack", "new.tar", "--base", "none.txt"], {}, "there is no file none.txt"),
+        (OFFLINE, ["pack", "new.tar", "--wiht", "x"], {}, "unknown option --wiht"),
+        (OFFLINE, ["install"], {}, "there is nothing packed in"),
+        (OFFLINE, ["install", "x"], {}, "install takes no argument"),
+        (OFFLINE, ["unpack"], {}, "unknown command unpack"),
     ],
 )
 def test_wrong_use_is_one_sentence(script, arguments, variables, reason):
@@ -164,6 +189,54 @@ def test_local_deals_out_the_gpus(tmp_path):
     assert uneven.returncode == 2 and "3 processes cannot share 4 GPUs evenly" in uneven.stderr
     cpu = launch(LOCAL, "--dry_run", "--processes=3", PATH=path, JAX_PLATFORMS="cpu")
     assert "CUDA_VISIBLE_DEVICES" not in cpu.stdout
+
+
+def flags(line, variable):
+    """The flags in a variable of a printed command."""
+    found = [word for word in words(line) if word.startswith(f"{variable}=")]
+    return found[0].partition("=")[2].split() if found else []
+
+
+def test_local_sets_what_pays_on_several_gpus(tmp_path):
+    path = program(tmp_path, "nvidia-smi", "#!/bin/sh\nprintf '0\\n1\\n'\n")
+    chosen = {"XLA_FLAGS": "--xla_gpu_all_reduce_combine_threshold_bytes=7 --mine"}
+    line = launch(LOCAL, "--dry_run", PATH=path, JAX_PLATFORMS="cuda", **chosen).stdout
+    found = flags(line, "XLA_FLAGS")
+    assert found[:2] == chosen["XLA_FLAGS"].split()  # what is set stays as it is
+    assert "--xla_gpu_enable_latency_hiding_scheduler=true" in found
+    assert len([flag for flag in found if "all_reduce_combine" in flag]) == 1
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 " in line and "LIBTPU" not in line
+    one = launch(LOCAL, "--dry_run", PATH=path, JAX_PLATFORMS="", CUDA_VISIBLE_DEVICES="1").stdout
+    assert flags(one, "XLA_FLAGS") == [] and "MEM_FRACTION=0.9 " in one
+    kept = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}
+    assert (
+        "MEM_FRACTION=0.4 "
+        in launch(LOCAL, "--dry_run", PATH=path, JAX_PLATFORMS="", **kept).stdout
+    )
+    none = launch(LOCAL, "--dry_run", PATH=path, JAX_PLATFORMS="cpu").stdout
+    assert "XLA_FLAGS" not in none and "MEM_FRACTION" not in none
+
+
+def test_local_sets_what_pays_on_a_tpu(tmp_path):
+    (tmp_path / "accel0").touch()
+    chosen = {"LIBTPU_INIT_ARGS": "--xla_enable_async_all_gather=false"}
+    there = {"JAX_PLATFORMS": "", "TPU_DEVICES": str(tmp_path)}
+    found = flags(launch(LOCAL, "--dry_run", **there, **chosen).stdout, "LIBTPU_INIT_ARGS")
+    assert found[0] == chosen["LIBTPU_INIT_ARGS"] and len(found) == 5
+    assert "LIBTPU" not in launch(LOCAL, "--dry_run").stdout
+
+
+def test_the_flags_are_known_to_the_compiler():
+    """XLA ends the process at a flag that it does not know; those of a TPU it knows on one alone."""
+    text = (ROOT / LOCAL).read_text()
+    known = re.findall(r"(--xla_gpu\S+)", text)
+    assert len(known) == 4
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(known)}
+    code = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.stdout.strip() == "2", ended.stderr
 
 
 STUB = """
@@ -408,3 +481,171 @@ def test_tpu_resume_makes_a_lost_one_again(tpu, tmp_path, state, first):
     result, called = tpu("resume", state)
     assert called == ["describe", *first, "create", "scp"]
     assert result.returncode == 1
+
+
+# ---- a machine without a network -----------------------------------------------------------------
+
+
+def wheel(folder, name, version, text=""):
+    """A wheel of one module, as pip reads it."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"version = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{text}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    rows = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as out:
+        for file, content in {**files, f"{info}/RECORD": rows}.items():
+            out.writestr(file, content)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A small repository with our launchers, whose packages lie in a folder beside it."""
+    place, shelf = tmp_path / "project", tmp_path / "shelf"
+    (place / "hmtl_jax").mkdir(parents=True)
+    shelf.mkdir()
+    for name in ("setup.sh", "offline.sh"):
+        (place / "launch").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "launch" / name, place / "launch" / name)
+    (place / "hmtl_jax" / "__init__.py").touch()
+    (place / "hmtl_jax" / "train.py").write_text("import first, second\n")
+    (place / "requirements.txt").write_text("first>=1,<3\n")
+    (place / "requirements-more.txt").write_text("# --no-deps\nthird>=1,<2\n")
+    wheel(shelf, "first", "1.5", "Requires-Dist: second\n")
+    wheel(shelf, "first", "2.0", "Requires-Dist: second\n")
+    wheel(shelf, "second", "1.0")
+    wheel(shelf, "third", "1.0", "Requires-Dist: nowhere\n")
+    (place / "data" / "faces").mkdir(parents=True)
+    (place / "data" / "faces" / "one").write_text("1")
+    subprocess.run(["git", "init", "-q"], cwd=place, check=True)
+    subprocess.run(
+        ["git", "add", "hmtl_jax", "launch", *place.glob("*.txt")], cwd=place, check=True
+    )
+
+    def offline(*arguments, folder=place, **variables):
+        environment = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf)}
+        return subprocess.run(
+            ["bash", str(folder / "launch" / "offline.sh"), *arguments], cwd=tmp_path,
+            env={**environment, "PYTHON": sys.executable, **variables},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return offline, tmp_path
+
+
+HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+MACHINE = f"manylinux_2_28_{os.uname().machine}"
+
+
+def unpacked(folder, name):
+    place = folder / "there"
+    place.mkdir(exist_ok=True)
+    subprocess.run(["tar", "-xf", str(folder / name)], cwd=place, check=True)
+    return place / "hmtl_jax"
+
+
+def test_what_is_packed_is_installed_without_a_network(project):
+    offline, folder = project
+    packed = offline(
+        "pack", "all.tar", "--python", HERE, "--platform", MACHINE, "--data",
+        "project/data/faces", "--requirements", "requirements-more.txt", "--with", "first<2",
+    )  # fmt: skip
+    assert packed.returncode == 0, packed.stderr
+    assert f"3 wheels for Python {HERE} on {MACHINE}" in packed.stdout
+    there = unpacked(folder, "all.tar")
+    assert (there / "data" / "faces" / "one").read_text() == "1"
+    installed = offline("install", folder=there, PIP_FIND_LINKS=str(folder / "nothing"))
+    assert installed.returncode == 0, installed.stderr
+    code = "import first, second, third; print(first.version)"
+    found = subprocess.run(
+        [there / ".venv" / "bin" / "python", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "1.5\n"
+
+
+def test_what_is_there_already_is_left_out(project):
+    offline, folder = project
+    (folder / "base.txt").write_text(
+        "Package    Version\n---------- -------\nFirst      1.5\nnumpy      1.0\n"
+    )
+    packed = offline(
+        "pack", "few.tar", "--python", HERE, "--platform", MACHINE, "--base", "base.txt"
+    )
+    assert packed.returncode == 0, packed.stderr
+    wheels = unpacked(folder, "few.tar") / ".offline" / "wheels"
+    assert [file.name for file in wheels.iterdir()] == ["second-1.0-py3-none-any.whl"]
+    (folder / "base.txt").write_text("first==0.5\n")
+    refused = offline(
+        "pack", "no.tar", "--python", HERE, "--platform", MACHINE, "--base", "base.txt"
+    )
+    assert (
+        refused.returncode == 1 and "base.txt that does not fit can be taken out" in refused.stderr
+    )
+    assert not (folder / "no.tar").exists()
+
+
+def test_an_archive_for_another_machine_or_python_is_refused(project):
+    offline, folder = project
+    other = "3.11" if HERE != "3.11" else "3.12"
+    offline("pack", "a.tar", "--python", other, "--platform", MACHINE)
+    there = unpacked(folder, "a.tar")
+    refused = offline("install", folder=there)
+    assert refused.returncode == 3 and refused.stderr.count("\n") == 1
+    assert f"packed for Python {other} and {sys.executable} is {HERE}; pack again" in refused.stderr
+    told = there / ".offline" / "packed"
+    told.write_text(told.read_text().replace(MACHINE, "manylinux_2_28_riscv64"))
+    refused = offline("install", folder=there)
+    assert refused.returncode == 3 and "packed for riscv64 and this is" in refused.stderr
+    told.write_text(
+        told.read_text().replace("manylinux_2_28_riscv64", f"manylinux_9_1_{os.uname().machine}")
+    )
+    refused = offline("install", folder=there)
+    assert refused.returncode == 3 and "packed for glibc 9.1 or newer" in refused.stderr
+    assert not (there / ".venv").exists()
+
+
+# ---- Kubernetes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "wanted"), [("exit 0", 0), ("exit 3", 3)])
+def test_a_command_ends_as_it_ends(code, wanted):
+    assert subprocess.run(["bash", STOPPED, "bash", "-c", code], cwd=ROOT).returncode == wanted
+
+
+def test_a_command_that_was_told_to_stop_is_not_done(tmp_path):
+    code = f"trap 'touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/on; sleep 30 & wait"
+    process = subprocess.Popen(["bash", STOPPED, "bash", "-c", code], cwd=ROOT)
+    for _ in range(500):
+        if (tmp_path / "on").exists():
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143 and (tmp_path / "saved").exists()
+
+
+def test_the_jobsets_fit_the_schemas_of_kubernetes():
+    """Each of their jobs by the schema of a Job; JobSet's own has few fields, which stand here."""
+    text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
+    jobsets = list(yaml.safe_load_all(text))
+    assert [one["metadata"]["labels"]["hmtl_jax"] for one in jobsets] == ["gpu", "tpu"]
+    for one in jobsets:
+        assert (one["apiVersion"], one["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+        assert set(one["spec"]) == {"failurePolicy", "network", "replicatedJobs"}
+        for replicated in one["spec"]["replicatedJobs"]:
+            assert set(replicated) == {"name", "replicas", "template"}
+            job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "one"}}
+            job |= replicated["template"]
+            kubernetes_validate.validate(job, "1.34", strict=True)
+            with pytest.raises(kubernetes_validate.ValidationError):
+                broken = {**job, "spec": {**job["spec"], "parallelisms": 2}}
+                kubernetes_validate.validate(broken, "1.34", strict=True)
+            (container,) = job["spec"]["template"]["spec"]["containers"]
+            for program in container["command"]:
+                assert os.access(ROOT / program, os.X_OK)
+            dry = launch(LOCAL, "--dry_run", *container["args"])
+            assert "-m hmtl_jax.main --config=configs/affectnet_mae_lbp.py" in dry.stdout
+            hosts = f"--num_processes={job['spec']['parallelism']}"
+            assert job["spec"]["completions"] == job["spec"]["parallelism"]
+            assert (hosts in container["args"]) == (one["metadata"]["labels"]["hmtl_jax"] == "gpu")
