@@ -9,9 +9,9 @@ import os
 
 import numpy as np
 import safetensors
-import timm
-import timm.data
-import torch
+import timm  # pyright: ignore[reportMissingImports]
+import timm.data  # pyright: ignore[reportMissingImports]
+import torch  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file
 
 

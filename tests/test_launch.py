@@ -227,7 +227,7 @@ def test_local_sets_what_pays_on_a_tpu(tmp_path):
 
 
 def test_the_flags_are_known_to_the_compiler():
-    """XLA ends the process at a flag that it does not know; those of a TPU it knows on one alone."""
+    """XLA ends the process at a flag that it doesn't know; those of a TPU it knows on one alone."""
     text = (ROOT / LOCAL).read_text()
     known = re.findall(r"(--xla_gpu\S+)", text)
     assert len(known) == 4
