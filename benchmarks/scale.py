@@ -12,10 +12,9 @@ The model, each figure where it is stated: a chip reaches REACHED of its peak, a
 rate. A ring over n devices moves 2 (n - 1) / n of the bytes of an all-reduce, (n - 1) / n of those
 of a gather or scatter. Beyond a node of eight H100 the sum goes on over InfiniBand with an eighth
 of the bytes each. Sums of gradients go on beside the backward pass, two thirds of a step's
-operations, but for the last BUCKET bytes, gathers of weights, and what else is sent, beside all of it, but for the
-first BUCKET.
-Efficiency is the time of the operations over that with what stays. It can't say how well a
-compiler overlaps; it says whether it could.
+operations, but for the last BUCKET bytes; gathers of weights, and what else is sent, beside all of
+it, but for the first BUCKET. Efficiency is the time of the operations over that with what stays. It
+can't say how well a compiler overlaps; it says whether it could.
 """
 
 import argparse

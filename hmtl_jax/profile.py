@@ -6,6 +6,16 @@ from typing import Any
 import jax
 
 from hmtl_jax.cluster import lead, say
+from hmtl_jax.errors import UserError
+
+
+def check(window: tuple[int, int], steps: int) -> None:
+    """Raises UserError for a window that a run of `steps` steps does not reach to its end."""
+    if window[1] > steps:
+        raise UserError(
+            f"profile_steps {tuple(window)} lies outside the run, which has {steps:,} steps; "
+            "choose a window within it."
+        )
 
 
 class Profile:

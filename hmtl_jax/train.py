@@ -21,6 +21,7 @@ from hmtl_jax import (
     initial,
     lock,
     pictures,
+    profile,
     recipe,
     sharding,
     state,
@@ -35,7 +36,6 @@ from hmtl_jax.log import Log
 from hmtl_jax.metrics import names
 from hmtl_jax.metrics.clock import Clock
 from hmtl_jax.metrics.writer import Writer
-from hmtl_jax.profile import Profile
 
 
 def run(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -63,6 +63,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         ##### The compiled steps #####
         training = build.training(config, tasks, batches.num_examples)
         steps = recipe.total_steps(config, batches.num_examples)
+        profile.check(config.profile_steps, steps)
         abstract = state.abstract(training, mesh)
         train_step = build.train_step(training, abstract, mesh)
         # Traced here, because what does not fit shall be told before anything is written.
@@ -98,7 +99,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         unlearned = {n: pretext.unlearned for n, pretext in training.program.pretexts.items()}
         stop = config.nonfinite == "stop"
         log = Log(writer, clock, steps, config.batch_size, stop, unlearned)
-        profile = stack.enter_context(contextlib.closing(Profile(folder, *config.profile_steps)))
+        tracer = profile.Profile(folder, *config.profile_steps)
+        stack.enter_context(contextlib.closing(tracer))
         eval_every = config.eval_every or batches.steps_per_epoch
         save_every = config.checkpoint.every or eval_every
 
@@ -123,7 +125,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
 
         ##### The loop: batch, step; now and then a log line, an evaluation, a checkpoint #####
         for at in range(first + 1, steps + 1):
-            profile.before(at)
+            tracer.before(at)
             waiting = time.monotonic()
             batch = sharding.to_devices(next(batches), mesh) | on_devices
             waited = time.monotonic() - waiting
@@ -131,7 +133,7 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
             with jax.transfer_guard("disallow"):
                 current, metrics = train_step(current, batch)
                 log.keep(at, metrics, waited)
-            profile.after(at, metrics)
+            tracer.after(at, metrics)
             if at % config.log_every == 0:
                 log.write()
 

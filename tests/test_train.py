@@ -335,6 +335,14 @@ def test_a_window_of_steps_is_traced(tiny_data, compile_cache, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_window_outside_the_run_is_refused_before_anything_is_written(tiny_data, tmp_path):
+    changes = {"steps": 3, "epochs": 0.0, "optim__warmup_epochs": 0.0}
+    cfg = runs.config(tiny_data, supervised=True, profile_steps=(3, 4), **changes)
+    with pytest.raises(UserError, match=r"profile_steps \(3, 4\) lies outside the run, .* 3 steps"):
+        runs.run(cfg, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_evaluating_a_finished_run_again_gives_the_same_numbers(finished, tiny_data, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(finished.workdir, again)
