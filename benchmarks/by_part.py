@@ -1,0 +1,132 @@
+"""Where a step's time goes, by part of the model, from a profile of the compiled step.
+
+    python -m benchmarks.by_part --config=ferplus_few_labels:cpu,supervised
+    python -m benchmarks.by_part --config=affectnet_mae_lbp --rows 16 --labels expression=8
+
+The step of a recipe of configs/ runs on noise, a few times under JAX's profiler. Each operation of
+the compiled program carries the path of the scope that it was traced in: the module, or `augment`,
+`views`, `losses`, `optimizer`; and whether it was pulled back. A fusion has the path of its last
+operation, so that some work stands beside the part that it belongs to. Times are those that threads
+spend in operations, added up over threads; what an operation does within others counts once.
+"""
+
+import argparse
+import collections
+import importlib
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.train_step import machine
+from hmtl_jax import build, plan, sharding, state
+
+# Of a path's scopes, what is a part; the first that occurs.
+SCOPES = ("augment", "views", "losses", "optimizer")
+MODULES = ("encoder", "heads", "decoders")
+
+
+def part_of(path: str) -> str:
+    """`jit(train_step)/transpose(jvp(Hybrid))/encoder/…/conv1/…` → `encoder, backward`."""
+    names = re.split(r"[/().]", path)
+    for scope in SCOPES:
+        if scope in names:
+            return scope
+    for module in MODULES:
+        if any(name == module or name.startswith(f"{module}_") for name in names):
+            return f"{module}, {'backward' if 'transpose' in names else 'forward'}"
+    return "other"
+
+
+def kind_of(operation: str) -> str:
+    """The operation's own name without its number: `dot_general`, `convolution` …"""
+    return re.sub(r"[.\d]+$", "", operation)
+
+
+def paths(program: str) -> dict[str, str]:
+    """Operation → the path of its scope, from a compiled program's text."""
+    found = re.findall(
+        r"^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name=\"([^\"]*)\"", program, re.MULTILINE
+    )
+    return dict(found)
+
+
+def operations(folder: pathlib.Path, module: str) -> Iterator[tuple[str, float]]:
+    """Each operation of the module that a profile has seen, with its seconds."""
+    (file,) = folder.rglob("*.xplane.pb")
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                told = dict(event.stats)
+                if told.get("hlo_module") == module and "hlo_op" in told:
+                    yield str(told["hlo_op"]), event.duration_ns / 1e9
+
+
+def noise(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of those shapes: pictures of noise, labels of the first two classes."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, (shape, dtype) in shapes.items():
+        high = 256 if dtype == np.uint8 else 2
+        made[name] = rng.integers(0, high, shape).astype(dtype)
+    made["index"] = np.arange(len(made["image"]), dtype=np.int32)
+    return made
+
+
+def main() -> None:
+    """Prints a table of parts, and one of the longest operations."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a recipe of configs/, with its argument")
+    parser.add_argument("--rows", type=int, default=0, help="of a batch; 0: the recipe's")
+    parser.add_argument("--labels", default="expression=8", help="as --config.plan.labels")
+    parser.add_argument("--steps", type=int, default=5)
+    args = parser.parse_args()
+    name, _, argument = args.config.partition(":")
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    config.batch_size = args.rows or config.batch_size
+    config.data.cache = "none"
+    config.plan.labels, config.plan.examples = args.labels, 10_000
+    source = plan.training_split(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        tasks = build.make_tasks(config, source)
+        training = build.training(config, tasks, len(source))
+        shapes = plan.shapes(config, source, tasks, config.batch_size)
+        abstract = state.abstract(training, mesh)
+        current = state.create_sharded(training, abstract, config.seed)
+        batch = sharding.to_devices(noise(shapes), mesh)
+        step = build.train_step(training, abstract, mesh)
+        compiled = step.lower(current, batch).compile()
+        current, _ = compiled(current, batch)
+        jax.block_until_ready(current)
+        with jax.profiler.trace(folder):
+            for _ in range(args.steps):
+                current, metrics = compiled(current, batch)
+            jax.block_until_ready(metrics)
+        program = compiled.as_text() or ""
+        module = re.findall(r"HloModule ([\w.\-]+)", program)[0]
+        scope = paths(program)
+        parts: dict[str, float] = collections.defaultdict(float)
+        kinds: dict[str, float] = collections.defaultdict(float)
+        for operation, seconds in operations(pathlib.Path(folder), module):
+            part = part_of(scope.get(operation, ""))
+            parts[part] += seconds / args.steps
+            kinds[f"{kind_of(operation)} | {part}"] += seconds / args.steps
+    whole = sum(parts.values())
+    print(f"{args.config}, {config.batch_size} rows of {config.data.image_size} px; {machine()}\n")
+    print("| part | ms of threads a step | share |\n|---|---|---|")
+    for part, seconds in sorted(parts.items(), key=lambda row: -row[1]):
+        print(f"| {part} | {1e3 * seconds:.1f} | {seconds / whole:.0%} |")
+    print("\n| operation | part | ms | share |\n|---|---|---|---|")
+    for kind, seconds in sorted(kinds.items(), key=lambda row: -row[1])[:12]:
+        print(f"| {kind} | {1e3 * seconds:.1f} | {seconds / whole:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
