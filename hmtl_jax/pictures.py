@@ -82,7 +82,7 @@ class Faces:
         self.program, everywhere = program, sharding.replicated(mesh)
         self.batch = sharding.to_devices(next(iter(batches)), mesh)
         self._pretexts = build.jitted(infer.pretext_step, program, out_shardings=everywhere)
-        self._attention = build.jitted(infer.attention_step, program, out_shardings=everywhere)
+        self._attention = build.jitted(_looked_at, program, out_shardings=everywhere)
 
     def columns(self, variables: Any) -> dict[str, dict[str, np.ndarray]]:
         """Of each pretext, NAME, or of each of its views, NAME/0 …: title → [N, H, W, C]."""
@@ -100,14 +100,18 @@ class Faces:
         """Where the tasks look, as `columns`; {} where infer.attention_step can't tell."""
         if not self.program.tasks or self.program.model.fuse:
             return {}
-        maps = self._rows(self._attention(variables, self.batch))
-        size = self.program.image_size
-        images = self._rows(augment.to_float(self.batch["image"], size))
+        images, maps = self._rows(self._attention(variables, self.batch))
         columns = {name: heated(images, of) for name, of in maps.items()}
         return {"attention": {"input": images, **columns}}
 
     def _rows(self, found: Any) -> Any:
         return jax.tree.map(lambda of: of[:ROWS], jax.device_get(found))
+
+
+def _looked_at(program: Program, variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
+    """Pictures in [0, 1], and where the tasks look in them."""
+    images = augment.to_float(batch["image"], program.image_size)
+    return images, infer.attention_step(program, variables, batch)
 
 
 def heated(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
