@@ -468,8 +468,11 @@ class Kept:
             name: [[recipe, list(flags)] for recipe, flags in stages]
             for name, stages in table.methods.items()
         }
-        found = json.loads(path.read_text()) if path.exists() else {}
-        self._cells: dict[str, dict[str, dict]] = {
+        self._cells = self._read()
+
+    def _read(self) -> dict[str, dict[str, dict]]:
+        found = json.loads(self._path.read_text()) if self._path.exists() else {}
+        return {
             name: {
                 seed: cell for seed, cell in found.get(name, {}).items() if cell["stages"] == stages
             }
@@ -489,6 +492,7 @@ class Kept:
         if found is None:
             return
         with self._lock:
+            self._cells = self._read()  # another process may have added some
             cell = {"stages": self._stages[method], **dataclasses.asdict(found)}
             self._cells[method][str(seed)] = cell
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -199,3 +199,12 @@ def test_validation_and_more_metrics_have_a_column(tmp_path):
     assert "| plain | 1 | 4.50 | 5.00 | – | 7.00 | – | 1.0 |" in tables.render(
         table, kept, range(1)
     )
+
+
+def test_cells_that_another_process_has_kept_stay(tmp_path):
+    ours, theirs = (tables.Kept(tmp_path / "cells.json", TABLE) for _ in range(2))
+    method = next(iter(TABLE.methods))
+    theirs.add(method, 0, tables.Score(0.5, {}, 1.0))
+    ours.add(method, 1, tables.Score(0.6, {}, 1.0))
+    whole = tables.Kept(tmp_path / "cells.json", TABLE)
+    assert [whole.score(method, seed).value for seed in (0, 1)] == [0.5, 0.6]
