@@ -8,6 +8,7 @@ the compiled program carries the path of the scope that it was traced in: the mo
 `views`, `losses`, `optimizer`; and whether it was pulled back. A fusion has the path of its last
 operation, so that some work stands beside the part that it belongs to. Times are those that threads
 spend in operations, added up over threads; what an operation does within others counts once.
+--picture draws the last step: a row a thread, a bar an operation, coloured by its part.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import importlib
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def part_of(path: str) -> str:
             return scope
     for module in MODULES:
         if any(name == module or name.startswith(f"{module}_") for name in names):
-            return f"{module}, {'backward' if 'transpose' in names else 'forward'}"
+            return f"{module}, {'backward' if 'transpose(' in path else 'forward'}"
     return "other"
 
 
@@ -55,15 +56,52 @@ def paths(program: str) -> dict[str, str]:
     return dict(found)
 
 
-def operations(folder: pathlib.Path, module: str) -> Iterator[tuple[str, float]]:
-    """Each operation of the module that a profile has seen, with its seconds."""
+class Seen(NamedTuple):
+    """An operation as a profile has it: seconds, and which thread and step it was in."""
+
+    operation: str
+    start: float
+    seconds: float
+    thread: str
+    step: str
+
+
+def operations(folder: pathlib.Path, module: str) -> Iterator[Seen]:
+    """Each operation of the module that a profile has seen."""
     (file,) = folder.rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
                 told = dict(event.stats)
                 if told.get("hlo_module") == module and "hlo_op" in told:
-                    yield str(told["hlo_op"]), event.duration_ns / 1e9
+                    start, seconds = event.start_ns / 1e9, event.duration_ns / 1e9
+                    step = str(told.get("run_id"))
+                    yield Seen(str(told["hlo_op"]), start, seconds, line.name, step)
+
+
+def draw(file: str, seen: Sequence[Seen], scope: Mapping[str, str]) -> None:
+    """The last step as a PNG."""
+    from matplotlib.figure import Figure
+
+    last = max(seen, key=lambda one: one.start).step
+    seen = [one for one in seen if one.step == last]
+    begin, threads = min(one.start for one in seen), sorted({one.thread for one in seen})
+    parts = sorted({part_of(scope.get(one.operation, "")) for one in seen})
+    figure = Figure((10, 1.2 + 0.5 * len(threads)), layout="constrained")
+    axes = figure.subplots()
+    for number, part in enumerate(parts):
+        for row, thread in enumerate(threads):
+            bars = [
+                (1e3 * (one.start - begin), 1e3 * one.seconds)
+                for one in seen
+                if one.thread == thread and part_of(scope.get(one.operation, "")) == part
+            ]
+            label = part if row == 0 else None
+            axes.broken_barh(bars, (row - 0.4, 0.8), facecolor=f"C{number}", label=label)
+    axes.set(xlabel="milliseconds of a step", yticks=range(len(threads)))
+    axes.set_yticklabels([f"thread {row + 1}" for row in range(len(threads))])
+    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+    figure.savefig(file, dpi=110)
 
 
 def noise(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
@@ -86,6 +124,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help="of a batch; 0: the recipe's")
     parser.add_argument("--labels", default="expression=8", help="as --config.plan.labels")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--picture", help="a PNG to draw the last step into")
     args = parser.parse_args()
     name, _, argument = args.config.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(argument)
@@ -114,10 +153,13 @@ def main() -> None:
         scope = paths(program)
         parts: dict[str, float] = collections.defaultdict(float)
         kinds: dict[str, float] = collections.defaultdict(float)
-        for operation, seconds in operations(pathlib.Path(folder), module):
-            part = part_of(scope.get(operation, ""))
-            parts[part] += seconds / args.steps
-            kinds[f"{kind_of(operation)} | {part}"] += seconds / args.steps
+        seen = list(operations(pathlib.Path(folder), module))
+        for one in seen:
+            part = part_of(scope.get(one.operation, ""))
+            parts[part] += one.seconds / args.steps
+            kinds[f"{kind_of(one.operation)} | {part}"] += one.seconds / args.steps
+    if args.picture:
+        draw(args.picture, seen, scope)
     whole = sum(parts.values())
     print(f"{args.config}, {config.batch_size} rows of {config.data.image_size} px; {machine()}\n")
     print("| part | ms of threads a step | share |\n|---|---|---|")
