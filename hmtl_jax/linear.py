@@ -75,6 +75,13 @@ def path(x_nd: jax.Array, labels_n: jax.Array, cs: jax.Array, *, classes: int) -
     return jax.lax.scan(fit, start, cs)[1]
 
 
+@functools.partial(jax.jit, static_argnames="classes")
+def _paths(x_knd: jax.Array, labels_kn: jax.Array, cs: jax.Array, *, classes: int) -> Line:
+    """`path` of each of several sets of rows, compiled once for all encoders and labels."""
+    one = functools.partial(path, classes=classes)
+    return jax.vmap(one, in_axes=(0, 0, None))(x_knd, labels_kn, cs)
+
+
 def minimised(loss: Callable[[Any], jax.Array], start: Any) -> Any:
     """The parameters at which a smooth convex loss is least, from `start`, by L-BFGS."""
     solver = optax.lbfgs()
@@ -235,13 +242,15 @@ def few_shot(
 
     (known, labels), (asked, truth) = _centred(*(_labelled(*split) for split in (train, test)))
     present, ranks = np.unique(labels, return_inverse=True)
-    fit = jax.jit(jax.vmap(functools.partial(path, classes=len(present)), in_axes=(0, 0, None)))
     found = {}
     for count in shots:
         rng = np.random.default_rng(count)
         drawn = [_drawn(rng.permutation(len(ranks)), ranks, count) for _ in range(draws)]
         rows = np.stack(drawn)
-        lines = fit(jnp.asarray(known[rows]), jnp.asarray(ranks[rows], jnp.int32), jnp.ones(1))
+        lines = _paths(
+            jnp.asarray(known[rows]), jnp.asarray(ranks[rows], jnp.int32), jnp.ones(1),
+            classes=len(present),
+        )  # fmt: skip
         scores = []
         for draw in range(draws):
             guessed = np.zeros((len(truth), len(class_names)))

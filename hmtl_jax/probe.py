@@ -37,7 +37,6 @@ from hmtl_jax import (
 from hmtl_jax.data import pipeline, sources
 from hmtl_jax.data.subset import subset_indices
 from hmtl_jax.metrics import names as metric_names
-from hmtl_jax.metrics.names import first_headline
 from hmtl_jax.program import Program
 
 SPLITS = ("train", "validation", "test")
@@ -343,7 +342,7 @@ def table(found: Mapping[str, Any]) -> list[list[str]]:
         cells = {}
         for kind in ("linear", "neighbours"):
             if kind in of:
-                key = first_headline(of[kind])
+                key = metric_names.first_headline(of[kind])
                 scale, unit = metric_names.shown_in(key)
                 cells[f"{kind}, {key}"] = f"{scale * of[kind][key]:.2f}{unit}"
         for shots, one in of.get("few_shot", {}).items():

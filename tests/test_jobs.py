@@ -1,4 +1,4 @@
-"""After training: another set's figures, a probe of frozen features, and files for others."""
+"""After training: a run opened by a link, and another set's figures."""
 
 import csv
 
@@ -6,10 +6,8 @@ import jax
 import pyarrow.parquet
 import pytest
 
-from configs import linear_probe
 from hmtl_jax import (
     evaluate,
-    initial,
     prepare,
     sharding,
     trained,
@@ -26,13 +24,6 @@ def finished(tiny_data, compile_cache, tmp_path_factory):
     return folder
 
 
-def probe_of(**changes):
-    config = linear_probe.get_config()
-    config.batch_size = 16
-    config.update_from_flattened_dict(changes)
-    return config.lock()
-
-
 def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):
     (tmp_path / "latest").symlink_to(finished / "checkpoints" / "8")
     folder, why = trained.find(tmp_path / "latest")
@@ -40,13 +31,6 @@ def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):
     (tmp_path / "mine").symlink_to(finished)
     assert trained.find(tmp_path / "mine")[0] == trained.find(finished)[0]
     assert trained.recipe_of(tmp_path / "latest").model.encoder == "16x2x2/8"
-
-
-def test_a_pytorch_file_is_told_how_to_convert(finished, tmp_path):
-    changes = {"init_from": str(tmp_path / "mae.pth"), "probe.label": "expression"}
-    changes |= {"data.name": "synthetic", "data.data_dir": "none"}
-    with pytest.raises(UserError, match=r"weights_only=True.*save_file.*encoder\.safetensors"):
-        initial.encoder(probe_of(**changes), {})
 
 
 def test_another_sets_classes_are_matched_by_name(finished, tiny_data, tmp_path):

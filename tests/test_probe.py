@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import linear_probe
-from hmtl_jax import export, probe, recipe, sharding
+from hmtl_jax import export, initial, probe, recipe, sharding
 from hmtl_jax.errors import UserError
 from tests import runs
 
@@ -197,3 +197,10 @@ def test_features_are_in_the_order_of_the_split_without_padding():
     np.testing.assert_array_equal(found, np.arange(6, dtype=np.float32)[:, None] * [[2.0, 2, 2]])
     np.testing.assert_array_equal(labels["age"], np.arange(6) + 0.5)
     assert found.dtype == np.float32
+
+
+def test_a_pytorch_file_is_told_how_to_convert(tmp_path):
+    changes = {"init_from": str(tmp_path / "mae.pth"), "probe.label": "expression"}
+    changes |= {"data.name": "synthetic", "data.data_dir": "none"}
+    with pytest.raises(UserError, match=r"weights_only=True.*save_file.*encoder\.safetensors"):
+        initial.encoder(probe_of(**changes), {})
