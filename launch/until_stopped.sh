@@ -7,13 +7,15 @@
 # that it is done.
 
 set -uo pipefail
-stopped=''
+told=0
+trap 'told=$((told + 1)); [[ -z ${pid:-} ]] || kill -TERM "$pid" 2>/dev/null' TERM
 "$@" &
 pid=$!
-trap 'stopped=yes; kill -TERM "$pid" 2>/dev/null' TERM
-status=0
-while kill -0 "$pid" 2>/dev/null; do # a trap cuts `wait` short
-    wait "$pid" && status=0 || status=$?
+((told == 0)) || kill -TERM "$pid" 2>/dev/null # told before there was a pid to pass it on to
+while before=$told; do
+    wait "$pid"
+    status=$?
+    ((told == before)) && break # else the trap cut the wait short, and this is not the command's status
 done
-[[ -z $stopped ]] || exit 143
+((told == 0)) || exit 143
 exit "$status"
