@@ -21,6 +21,7 @@ BATCH = PartitionSpec(("data", "fsdp"))
 # (regular expression of the path, rule), the first match counts. Paths of optimizer moments and of
 # the moving average end in the path of their parameter, so one table serves the whole state.
 RULES = (
+    (r"/depthwise/kernel$", "replicate"),  # small, and split it would split the map's channels
     (r"/(kernel|positions_table)$", "fsdp"),
     (r".*", "replicate"),
 )
@@ -159,8 +160,13 @@ def taken(rows: jax.Array, index_b: jax.Array) -> jax.Array:
 
 
 def over_batch(tree: Any) -> Any:
-    """Inside jit: keeps the leading axis of every array split over all devices."""
+    """Inside jit: keeps the leading axis of every array split over all devices, if it divides.
+
+    Every layer of an encoder says so of what it makes. Else the compiler carries the split of an
+    `fsdp` weight over to its product, and the rows travel where the weight should.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    rest = (leaf.shape[0] % mesh.size for leaf in jax.tree.leaves(tree))
+    if mesh.empty or mesh.size == 1 or any(rest):
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, BATCH), tree)

@@ -1,9 +1,11 @@
 """What a run would take: counted parts, collectives by hand, and a batch that fits and no more."""
 
+import re
+
 import jax
 import pytest
 
-from hmtl_jax import build, plan, sharding, state
+from hmtl_jax import build, plan, sharding, state, step
 from hmtl_jax.errors import UserError
 from tests import runs, tiny
 
@@ -59,6 +61,41 @@ def test_what_devices_send_each_other(planned):
     assert set(planned["data"].sent) == {"all-reduce"}
     assert 0.9 * weights < planned["data"].sent["all-reduce"] < 2.2 * weights
     assert planned["fsdp"].sent["all-gather"] > 0
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "32x2x2/8",
+        "cnn16",
+        pytest.param("resnet18-small", marks=pytest.mark.slow),
+        pytest.param("efficientnet_b0-small", marks=pytest.mark.slow),
+    ],
+)
+def test_fsdp_moves_weights_and_no_rows(encoder):
+    """With four times the rows, devices send each other hardly more."""
+    cfg = config()
+    cfg.model.encoder, cfg.pretexts = encoder, {}
+    source, mesh = plan.training_split(cfg), sharding.make_mesh(1, 8)
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        few, many = (plan.Planned.of(cfg, source, mesh, rows).sent for rows in (16, 64))
+    weights = few["all-gather"]
+    assert weights > 0
+    assert all(many[kind] - few.get(kind, 0) < 0.02 * weights for kind in many), (few, many)
+
+
+def test_a_scan_over_blocks_gathers_the_weights_of_one_at_a_time():
+    cfg = config()
+    cfg.model.encoder, cfg.model.scan, cfg.pretexts = "32x3x2/8", True, {}
+    mesh, rows = sharding.make_mesh(1, 8), 16
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        training = tiny.training(cfg)
+        where = sharding.placed(jax.eval_shape(lambda: state.create(training)), mesh)
+        batch = sharding.to_devices(tiny.batch(rows), mesh)
+        text = build.jitted(step.train_step, training).lower(where, batch).compile().as_text()
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+    assert "32,96" in gathered or "96,32" in gathered  # of qkv
+    assert not [shape for shape in gathered if shape.startswith("3,") and shape.count(",") == 2]
 
 
 def test_collectives_are_read_off_a_program():

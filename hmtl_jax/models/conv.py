@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from hmtl_jax.errors import UserError
 from hmtl_jax.models.layers import Dtype, at_least_f32
+from hmtl_jax.sharding import over_batch
 
 MOST_PLACES = 3  # a side; with more of them XLA's own form is the faster one
 
@@ -122,7 +123,7 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x_bhwc.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", he_fan_out(self.groups), shape, jnp.float32)
         x_bhwc, kernel = x_bhwc.astype(self.dtype), kernel.astype(self.dtype)
-        return convolve(x_bhwc, kernel, self.stride, self.groups)
+        return over_batch(convolve(x_bhwc, kernel, self.stride, self.groups))
 
 
 def conv(features: int, kernel: int, stride: int, dtype: Dtype, name: str, groups: int = 1) -> Conv:

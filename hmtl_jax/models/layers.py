@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hmtl_jax.sharding import over_batch
+
 Dtype = Any
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -76,7 +78,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return affine(x.astype(self.dtype), kernel, bias)
+        return over_batch(affine(x.astype(self.dtype), kernel, bias))
 
 
 def standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
