@@ -129,6 +129,58 @@ class Hybrid(nn.Module):
         return LAM * self.supervised_loss(patches, labels) + (1 - LAM) * rebuilt
 
 
+class Residual(nn.Module):
+    """relu(shortcut(x) + branch(x)): two 3x3 convolutions, each normalised."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+        self.shortcut = nn.Identity()
+        if stride > 1 or inputs != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x):
+        return F.relu(self.shortcut(x) + self.branch(x))
+
+
+class ResNet18(nn.Module):
+    """The loss of a supervised step, with the stem of small images; channels last."""
+
+    patches = 0
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()
+        )
+        shapes = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
+        shapes += [(128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
+        self.blocks = nn.Sequential(*(Residual(*shape) for shape in shapes))
+        self.head = nn.Linear(512, CLASSES)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+
+    def forward(self, images, labels, noise):
+        x = ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        logits = self.head(self.blocks(self.stem(x)).mean((2, 3))).float()
+        return F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+
+
+def made(encoder, image_size):
+    """The model by the name of its encoder."""
+    if encoder == "resnet18-small":
+        return ResNet18().to(memory_format=torch.channels_last)
+    size, patch = encoder.split("/")
+    dim, depth, heads = map(int, size.split("x"))
+    return Hybrid(dim, depth, heads, patch=int(patch), image_size=image_size)
+
+
 def picked(x_bnd, ids_bk):
     """Rows of each example by their ids."""
     return x_bnd.gather(1, ids_bk[:, :, None].expand(-1, -1, x_bnd.shape[2]))
@@ -139,14 +191,11 @@ class Trainer:
 
     def __init__(self, args):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        size, patch = args.encoder.split("/")
-        dim, depth, heads = map(int, size.split("x"))
-        model = Hybrid(dim, depth, heads, patch=int(patch), image_size=args.image_size)
-        self.model = model.to(self.device)
+        self.model = made(args.encoder, args.image_size).to(self.device)
         self.loss = torch.compile(self.model) if args.compile else self.model
         # As ours: no decay on biases, norms and tokens.
-        matrices = [p for p in self.model.parameters() if p.ndim == 2]
-        others = [p for p in self.model.parameters() if p.ndim != 2]
+        matrices = [p for p in self.model.parameters() if p.ndim in (2, 4)]
+        others = [p for p in self.model.parameters() if p.ndim not in (2, 4)]
         groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.05, fused=True)
         self.autocast = args.dtype == "bfloat16"
@@ -209,7 +258,9 @@ def main():
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description="The PyTorch peer of train_step.py.")
-    parser.add_argument("--encoder", required=True, help="WIDTHxDEPTHxHEADS/PATCH")
+    parser.add_argument(
+        "--encoder", required=True, help="WIDTHxDEPTHxHEADS/PATCH or resnet18-small"
+    )
     parser.add_argument("--image_size", type=int, required=True)
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

@@ -33,13 +33,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hmtl_jax import build, optim, recipe, rules, state, step
-from hmtl_jax.models import vit
+from hmtl_jax.models import encoders, vit
 from hmtl_jax.program import make_views
 
-METHODS = ("supervised", "ssat")
 # Name -> options of torch_peer.py.
 PEERS = {
     "torch float32": ["--dtype=float32"],
+    "torch float32, compiled": ["--dtype=float32", "--compile"],
     "torch bfloat16": ["--dtype=bfloat16"],
     "torch bfloat16, compiled": ["--dtype=bfloat16", "--compile"],
 }
@@ -58,6 +58,16 @@ class Labels:
     def class_names(self, label):
         """The eight expressions."""
         return CLASSES
+
+
+def drops_tokens(encoder: str) -> bool:
+    """Whether it can be a masked auto-encoder's."""
+    return encoders.parse(encoder).drops_tokens
+
+
+def methods_of(encoder: str) -> tuple[str, ...]:
+    """What is measured of an encoder."""
+    return ("supervised", "ssat") if drops_tokens(encoder) else ("supervised",)
 
 
 class Ours:
@@ -97,8 +107,10 @@ class Peer:
     """benchmarks/torch_peer.py in a process of its own."""
 
     def __init__(self, python: str, args: argparse.Namespace, options: list[str]):
-        size = vit.parse(args.encoder)
-        encoder = f"{size.dim}x{size.depth}x{size.heads}/{size.patch}"
+        encoder = args.encoder
+        if drops_tokens(encoder):
+            size = vit.parse(encoder)
+            encoder = f"{size.dim}x{size.depth}x{size.heads}/{size.patch}"
         command = [
             python, str(pathlib.Path(__file__).with_name("torch_peer.py")), f"--encoder={encoder}",
             f"--image_size={args.image_size}", f"--batch_size={args.batch_size}", *options,
@@ -170,13 +182,18 @@ def matmul_ceiling(dtype: str, side: int) -> float:
 
 def measure(args: argparse.Namespace) -> str:
     """Runs all arms in turn and returns the tables as Markdown."""
-    ours = {method: Ours(config_of(method, args), args) for method in METHODS}
+    methods, wanted = methods_of(args.encoder), args.peers or args.dtype
+    ours = {method: Ours(config_of(method, args), args) for method in methods}
     peers = {}
     if args.peer_python:
-        peers = {name: Peer(args.peer_python, args, options) for name, options in PEERS.items()}
-    arms = {("hmtl_jax", m): ours[m].seconds for m in METHODS}
+        peers = {
+            name: Peer(args.peer_python, args, options)
+            for name, options in PEERS.items()
+            if wanted in name
+        }
+    arms = {("hmtl_jax", m): ours[m].seconds for m in methods}
     for name, peer in peers.items():
-        arms |= {(name, m): lambda n, p=peer, m=m: p.seconds(m, n) for m in METHODS}
+        arms |= {(name, m): lambda n, p=peer, m=m: p.seconds(m, n) for m in methods}
     for run in arms.values():
         run(2)  # compiles the peer, warms all
     times = {arm: [] for arm in arms}
@@ -198,20 +215,23 @@ def own_table(args, ours, times, ceilings: Mapping[str, float]) -> str:
         "| method | ms/step | images/s | GFLOP/step | of ceiling | compile s | program MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for method in METHODS:
-        seconds, mine = statistics.median(times["hmtl_jax", method]), ours[method]
+    for method, mine in ours.items():
+        seconds = statistics.median(times["hmtl_jax", method])
         lines.append(
             f"| {method} | {1e3 * seconds:.0f} | {args.batch_size / seconds:.1f} | "
             f"{mine.flops / 1e9:.1f} | {mine.flops / seconds / ceilings[args.dtype]:.0%} | "
             f"{mine.compile_seconds:.0f} | {mine.bytes / 1e6:.0f} |"
         )
     found = ", ".join(f"{dtype} {flops / 1e9:.0f}" for dtype, flops in ceilings.items())
-    cost = ratio(times["hmtl_jax", "ssat"], times["hmtl_jax", "supervised"])
+    cost = ""
+    if "ssat" in ours:
+        cost = ratio(times["hmtl_jax", "ssat"], times["hmtl_jax", "supervised"])
+        cost = f"SSAT costs {cost} a supervised step. "
     lines += [
         "",
         f"Ceiling: the best product of {args.matmul} × {args.matmul} matrices, GFLOP/s: {found}. "
-        f"SSAT costs {cost} a supervised step. Peak memory {peak_bytes() / 1e6:.0f} MB "
-        "(both programs in one process).",
+        f"{cost}Peak memory {peak_bytes() / 1e6:.0f} MB "
+        "(all programs in one process).",
     ]
     return "\n".join(lines)
 
@@ -346,6 +366,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20 if accelerated else 2)
     parser.add_argument("--matmul", type=int, default=8192 if accelerated else 2048)
     parser.add_argument("--peer_python", default=torch_python(), help="a Python with PyTorch")
+    parser.add_argument("--peers", default="", help="a part of their names; default: --dtype")
     parser.add_argument("--check", action="store_true", help="compare numbers, not speed")
     parser.add_argument("--write", action="store_true", help=f"append to {RESULTS.name}")
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import pathlib
 import re
 import runpy
@@ -15,6 +16,19 @@ from absl import flags
 from hmtl_jax.errors import UserError, suggestion
 
 OVERRIDE = re.compile(r"^--?(?:no)?config\.([\w.]+)")
+
+
+def with_huge_pages() -> None:
+    """Starts the program once more, with huge pages for its memory, where GLIBC_TUNABLES is silent.
+
+    glibc reads that before a program's first line. A step on a CPU touches hundreds of megabytes
+    of fresh memory, and without them a third of a small network's time goes into page faults
+    (benchmarks/RESULTS.md).
+    """
+    told, flag = os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb"
+    if sys.platform == "linux" and flag not in told:
+        os.environ["GLIBC_TUNABLES"] = f"{told}:{flag}=1".lstrip(":")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -83,4 +83,5 @@ def _concerns_user(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
+    commandline.with_huge_pages()
     app.run(main, flags_parser=commandline.parse)

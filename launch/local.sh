@@ -71,7 +71,8 @@ default() { # variable, separator, flag=value: is added where the variable does 
     [[ ${!1:-} == *"${3%%=*}="* ]] || export "$1=${!1:+${!1}$2}$3"
 }
 
-# A step touches gigabytes of fresh memory. Huge pages spare most of the page faults: 5-15 % on a CPU.
+# A step touches gigabytes of fresh memory. Huge pages spare the page faults, which are up to a third of its
+# time on a CPU (hmtl_jax.main asks for them alone; other modules do not).
 default GLIBC_TUNABLES : glibc.malloc.hugetlb=1
 if ((${#gpus[@]})); then
     # JAX takes three quarters of a GPU's memory, which no other program shares in a training.

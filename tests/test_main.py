@@ -1,6 +1,7 @@
 """The command line: a mistake is one sentence and status 1, without a traceback."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -202,3 +203,28 @@ def test_the_program_says_one_sentence_and_ends_with_status_1(tmp_path, argument
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+ANEW = """
+import os, sys
+from hmtl_jax import commandline
+commandline.with_huge_pages()
+print(os.environ["GLIBC_TUNABLES"], sys.flags.dont_write_bytecode, sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a tunable of glibc")
+@pytest.mark.parametrize(
+    "set_to, then",
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_a_training_starts_anew_with_huge_pages_unless_something_was_said_of_them(set_to, then):
+    told = subprocess.run(
+        [sys.executable, "-B", "-c", ANEW, "a b", "--c"],
+        env=os.environ | {"GLIBC_TUNABLES": set_to}, cwd=runs.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.stdout == f"{then} 1 ['a b', '--c']\n", told.stderr
