@@ -272,21 +272,6 @@ def wide(scale: jax.Array) -> jax.Array:
     return scale[:, None] * jnp.linspace(-0.1, 0.1, 4 * len(scale))
 
 
-def cudnn(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Attention of k to itself as cuDNN's one kernel, whose backward pass wants even lengths.
-
-    A token more, that nobody sees, makes an odd one even.
-    """
-    batch, length = k.shape[:2]
-    if length % 2:
-        q, k = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k))
-    seen = jnp.full(batch, length, jnp.int32) if length % 2 else None
-    out = jax.nn.dot_product_attention(
-        q, k, k, key_value_seq_lengths=seen, query_seq_lengths=seen, implementation="cudnn"
-    )
-    return out[:, :length]
-
-
 def of_layers(rows: Rows, small: bool, compilers: int) -> None:
     """Forward and backward of the project's own layers over those of autodiff, at ViT-B's size."""
     shape = (4, 17, 32) if small else (256, 197, 768)
@@ -313,8 +298,9 @@ def of_layers(rows: Rows, small: bool, compilers: int) -> None:
         own = lambda q, k: layers.attention(q, k, k)  # noqa: E731
         plain = lambda q, k: jax.nn.dot_product_attention(q, k, k)  # noqa: E731
         arms[f"attention of {length} tokens"] = ((own, part), (plain, part))
-        if "cuda" in jax.devices()[0].client.platform_version:
-            arms[f"cuDNN's attention of {length} tokens"] = ((cudnn, part), (own, part))
+        if layers.has_cudnn():
+            fused = lambda q, k: layers.one_kernel(q, k, k)  # noqa: E731
+            arms[f"cuDNN's attention of {length} tokens"] = ((fused, part), (own, part))
     with futures.ThreadPoolExecutor(compilers) as pool:
         compiled = {name: [pool.submit(ready, *way) for way in pair] for name, pair in arms.items()}
     for name, pair in arms.items():

@@ -231,7 +231,7 @@ def make_model(config: ConfigDict, made_tasks: Mapping, made_pretexts: Mapping) 
         encoder=encoder.make(model, dtype),
         heads={name: head(task) for name, task in made_tasks.items()},
         decoders={
-            name: decoders.build(spec, dtype, model.positions)
+            name: decoders.build(spec, dtype, model.positions, model.attention)
             for name, spec in specs.items()
             if spec is not None
         },

@@ -137,13 +137,16 @@ def _write_programs(
     data = found.config.data
     size = data.decode_size or data.image_size
     pictures, whose = _pictures(found, size)
-    predict = _predict(found.program, variables)
+    # A program for every platform has no kernel of one of them in it, and bfloat16 is known to few
+    # programs that run ONNX.
+    with (plain := found.config.copy_and_resolve_references()).unlocked():
+        plain.model.attention = "plain"
+    predict = _predict(build.program(plain, found.program.tasks), variables)
     stablehlo = _stablehlo(predict, size)
     answered: Any = export.deserialize(stablehlo).call(pictures)
     left: dict[str, tuple[Any, Any, Any]] = {"model.stablehlo": (stablehlo, answered, predict)}
     if onnx:
-        # bfloat16 is known to few programs that run ONNX.
-        with (plain := found.config.copy_and_resolve_references()).unlocked():
+        with plain.unlocked():
             plain.model.dtype = "float32"
         predict = _predict(build.program(plain, found.program.tasks), variables)
         made = as_onnx.convert(predict, (size, size, 3), jnp.uint8)

@@ -63,6 +63,7 @@ def defaults() -> ConfigDict:
     config.model.head_dropout = 0.0
     config.model.scan = False  # ViT: one compiled block for all layers: short compile times
     config.model.remat = False  # ViT: recompute activations: less memory
+    config.model.attention = "plain"  # ViT; "cudnn": its fused kernel on NVIDIA GPUs, in bfloat16
     config.model.fusion = ""  # concat, sum, cross_attention: heads read a pretext's view as well
     config.model.dtype = "bfloat16"  # of the computation; state and reductions are float32
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from hmtl_jax import limits, recipe, textures, weighting
 from hmtl_jax.data import augment
 from hmtl_jax.errors import UserError, suggestion
-from hmtl_jax.models import heads, stems, vit
+from hmtl_jax.models import heads, layers, stems, vit
 
 DTYPES = ("float32", "bfloat16")
 
@@ -204,6 +204,7 @@ def _check_choices(config: ConfigDict) -> None:
         "model.pool": ("cls", "mean"),
         "model.positions": (*vit.FIXED, "learned"),
         "model.stem": tuple(stems.STEMS),
+        "model.attention": tuple(layers.ATTENTION),
         "model.dtype": DTYPES,
     }
     values = recipe.flat(config)

@@ -20,7 +20,7 @@ class TokenDecoder(nn.Module):
     """MAE's decoder: embeds the kept tokens, puts mask tokens in the gaps, predicts every patch.
 
     outputs: (name, values a patch, numbers a value); returns {name: float32 [B, N, values ×
-    numbers]} in raster order. positions: a key of vit.FIXED.
+    numbers]} in raster order. positions: a key of vit.FIXED; attention: of layers.ATTENTION.
     """
 
     dim: int
@@ -29,6 +29,7 @@ class TokenDecoder(nn.Module):
     grid: int
     outputs: tuple[tuple[str, int, int], ...]
     positions: str = "sincos"
+    attention: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -49,9 +50,10 @@ class TokenDecoder(nn.Module):
         x_bnd = jnp.concatenate([x_bnd[:, :1], full_bnd], axis=1)
         table = with_cls(self.positions, self.grid, self.grid, self.dim)
         x_bnd = x_bnd + jnp.asarray(table[None], self.dtype)
-        x_bnd, _ = Blocks(self.depth, self.dim, self.heads, dtype=self.dtype, name="blocks")(
-            x_bnd, train
-        )
+        x_bnd, _ = Blocks(
+            self.depth, self.dim, self.heads,
+            attention=self.attention, dtype=self.dtype, name="blocks",
+        )(x_bnd, train)  # fmt: skip
         x_bnd = LayerNorm(self.dtype, name="norm")(x_bnd)[:, 1:]
         return {output[0]: predict(x_bnd, *output, self.dtype) for output in self.outputs}
 
@@ -180,12 +182,14 @@ DECODERS = {
 }
 
 
-def build(spec: dict, dtype: Any, positions: str = "sincos") -> nn.Module:
+def build(spec: dict, dtype: Any, positions: str = "sincos", attention: str = "plain") -> nn.Module:
     """Builds the decoder that a pretext's `decoder_spec()` asks for.
 
-    positions: the encoder's. A decoder of tokens has the same, or MAE's where they are learned.
+    positions, attention: the encoder's. A decoder of tokens has the same, or MAE's positions where
+    they are learned.
     """
     spec = dict(spec)
-    if spec["kind"] == "tokens" and positions in FIXED:
-        spec["positions"] = positions
+    if spec["kind"] == "tokens":
+        spec |= {"attention": attention}
+        spec |= {"positions": positions} if positions in FIXED else {}
     return lookup(DECODERS, spec.pop("kind"), "decoder")(**spec, dtype=dtype)

@@ -39,7 +39,8 @@ def of_vit(name: str, stem: str) -> Encoder:
         return vit.ViT(
             patch=size.patch, dim=size.dim, depth=size.depth, heads=size.heads,
             pool=settings.pool, positions=settings.positions, stem=stem,
-            drop_path=settings.drop_path, scan=settings.scan, remat=settings.remat, dtype=dtype,
+            drop_path=settings.drop_path, scan=settings.scan, remat=settings.remat,
+            attention=settings.attention, dtype=dtype,
         )  # fmt: skip
 
     return Encoder(size.patch, not made.mixes, make, lambda side: vit.grid_of(side, size.patch))

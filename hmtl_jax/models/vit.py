@@ -17,10 +17,10 @@ from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models import stems
 from hmtl_jax.models.conv import check_whole
 from hmtl_jax.models.layers import (
+    ATTENTION,
     Dense,
     DropPath,
     LayerNorm,
-    attention,
     attention_weights,
     gelu,
 )
@@ -97,6 +97,7 @@ class Block(nn.Module):
     heads: int
     mlp_ratio: int = 4
     drop_path: float = 0.0
+    attention: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -107,7 +108,8 @@ class Block(nn.Module):
         qkv = qkv.reshape(*qkv.shape[:2], 3, self.heads, self.dim // self.heads)
         if self.is_mutable_collection("intermediates"):  # only where someone asks to see them
             self.sow("intermediates", "weights", attention_weights(qkv[:, :, 0], qkv[:, :, 1]))
-        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x_bnd.shape)
+        y = ATTENTION[self.attention](qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        y = y.reshape(x_bnd.shape)
         x_bnd = x_bnd + drop(Dense(self.dim, self.dtype, name="proj")(y), train=train)
         y = LayerNorm(self.dtype, name="norm2")(x_bnd)
         y = gelu(Dense(self.mlp_ratio * self.dim, self.dtype, name="fc1")(y))
@@ -118,7 +120,8 @@ class Blocks(nn.Module):
     """A stack of blocks; drop path grows linearly with depth when blocks are not scanned.
 
     `scan` compiles one block and loops over stacked parameters: compile time no longer grows with
-    depth. `remat` recomputes activations in the backward pass instead of keeping them.
+    depth. `remat` recomputes activations in the backward pass instead of keeping them. attention: a
+    key of layers.ATTENTION.
     """
 
     depth: int
@@ -128,12 +131,16 @@ class Blocks(nn.Module):
     drop_path: float = 0.0
     scan: bool = False
     remat: bool = False
+    attention: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, train: bool) -> tuple[jax.Array, list[jax.Array]]:
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        shape: dict[str, Any] = {"dim": self.dim, "heads": self.heads, "mlp_ratio": self.mlp_ratio}
+        shape: dict[str, Any] = {
+            "dim": self.dim, "heads": self.heads, "mlp_ratio": self.mlp_ratio,
+            "attention": self.attention, "dtype": self.dtype,
+        }  # fmt: skip
         if self.scan:
 
             def body(module, x, _):
@@ -147,15 +154,13 @@ class Blocks(nn.Module):
                 length=self.depth,
             )
             # One compiled block has one rate, so every scanned block drops at the mean rate.
-            layer = block(**shape, drop_path=self.drop_path / 2, dtype=self.dtype, name="scanned")
+            layer = block(**shape, drop_path=self.drop_path / 2, name="scanned")
             x_bnd, stages_lbnd = scanned(layer, x_bnd, None)
             return x_bnd, [stages_lbnd[index] for index in range(self.depth)]
         stages = []
         for index in range(self.depth):
             rate = self.drop_path * index / max(self.depth - 1, 1)
-            x_bnd = block(**shape, drop_path=rate, dtype=self.dtype, name=f"block{index:02d}")(
-                x_bnd, train
-            )
+            x_bnd = block(**shape, drop_path=rate, name=f"block{index:02d}")(x_bnd, train)
             stages.append(x_bnd)
         return x_bnd, stages
 
@@ -179,6 +184,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     scan: bool = False
     remat: bool = False
+    attention: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -194,7 +200,8 @@ class ViT(nn.Module):
         x_bnd = jnp.concatenate([cls_b1d.astype(self.dtype), x_bnd], axis=1)
         x_bnd, blocks = Blocks(
             depth=self.depth, dim=self.dim, heads=self.heads, drop_path=self.drop_path,
-            scan=self.scan, remat=self.remat, dtype=self.dtype, name="blocks",
+            scan=self.scan, remat=self.remat, attention=self.attention, dtype=self.dtype,
+            name="blocks",
         )(x_bnd, train)  # fmt: skip
         tokens_bnd = LayerNorm(self.dtype, name="norm")(x_bnd)
         stages = {f"block{index:02d}": block for index, block in enumerate(blocks)}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from hmtl_jax.models import layers
 
@@ -198,3 +199,37 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     assert np.all(rows == rows[:, :1])
     assert abs(rows.mean() - 1.0) < 0.03
     np.testing.assert_array_equal(layer.apply({}, x, train=False), x)
+
+
+@pytest.mark.parametrize("length", [6, 7])
+def test_attention_in_one_kernel_equals_the_plain_form(length):
+    """With a token more where they are odd, which neither takes part nor gets a gradient."""
+    q, k, v = arguments([(2, length, 2, 8)] * 3, "float32")
+
+    def kernel(*qkv):
+        return layers.one_kernel(*qkv, implementation="xla")
+
+    plain, fused = (value_and_grads(f, (q, k, v)) for f in (layers.attention, kernel))
+    for ours, theirs in zip(fused, plain, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "fused"),
+    [("bfloat16", 64, True), ("float32", 64, False), ("bfloat16", 4, False)],
+)
+def test_attention_is_lowered_to_cudnn_where_it_takes_it_and_nowhere_else(
+    monkeypatch, dtype, size, fused
+):
+    monkeypatch.setattr(layers, "has_cudnn", lambda: True)
+    for asked in ("check_cudnn_version", "check_compute_capability"):  # of a GPU that is not here
+        monkeypatch.setattr(fused_attention_stablehlo, asked, lambda *_: 92000)
+    x = jax.ShapeDtypeStruct((2, 37, 3, size), dtype)
+    slope = jax.grad(
+        lambda *qkv: jnp.sum(layers.fused_attention(*qkv).astype("float32")), (0, 1, 2)
+    )
+    traced = jax.jit(slope).trace(x, x, x)
+    texts = {on: traced.lower(lowering_platforms=(on,)).as_text() for on in ("cuda", "cpu")}
+    calls = {on: "__cudnn$fmhaSoftmaxBackward" in text for on, text in texts.items()}
+    assert calls == {"cuda": fused, "cpu": False}
