@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
         arg, "cpu", "supervised", "pretrain", "masksub"
     )
     config = recipe.defaults()
-    config.batch_size = rows = 64 if cpu else 128
+    config.batch_size = 64 if cpu else 128
     config.steps = 1500 if cpu else 3000
     config.eval_every = config.steps // 6
     config.log_every = 50
@@ -67,7 +67,5 @@ def get_config(arg: str = ""):
         return config
     if not masksub:
         config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the tasks'
-    config.data.labelled = LABELLED
-    config.batch_size = 2 * rows  # as many labels a step as the supervised form sees
-    config.data.unlabelled_share = 0.5
+    recipe.few_labels(config, LABELLED)
     return config

@@ -41,7 +41,7 @@ def get_config(arg: str = ""):
         arg, "cpu", "supervised", "pretrain", "finetune", *PRETEXTS
     )
     config = ferplus_supervised.get_config("cpu" if cpu else "")
-    config.batch_size = rows = 64 if cpu else 128
+    config.batch_size = 64 if cpu else 128
     config.steps = 1500 if cpu else 3000
     config.eval_every = config.steps // 6
     config.optim.lr = 3e-3
@@ -59,7 +59,5 @@ def get_config(arg: str = ""):
         return config
     if name != "masksub":  # whose target is the task's own
         config.pretexts[name].weight_schedule = "linear"  # to 0: the last steps are the task's
-    config.data.labelled = LABELLED
-    config.batch_size = 2 * rows  # as many labels a step as the supervised form sees
-    config.data.unlabelled_share = 0.5
+    recipe.few_labels(config, LABELLED)
     return config

@@ -287,3 +287,12 @@ def pretrain_only(config: ConfigDict) -> None:
     config.tasks = ConfigDict()
     config.checkpoint.best = ""
     config.stream, config.model.fusion = "clean", ""
+
+
+def few_labels(config: ConfigDict, share: float) -> None:
+    """Hides all labels but a share's, and doubles the batch by pictures without labels.
+
+    So a step sees as many labels as that of a recipe with `data.subset` and the batch as it was.
+    """
+    config.data.labelled, config.data.unlabelled_share = share, 0.5
+    config.batch_size *= 2
