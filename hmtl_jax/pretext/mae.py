@@ -2,9 +2,9 @@
 
 A random quarter of the patches is seen; a light decoder rebuilds the others, as pixels or as maps
 of local patterns (L-SSAT, arXiv 2409.19582), or as several of them together. A ViT reads the seen
-patches alone; for other encoders the masked ones are painted over, as in SimMIM (Xie 2022). That
-has a learnt mask token and an absolute error; here it is the mean colour and MAE's squared error
-(ours).
+patches alone, and with `stream="one_stream"` tasks read nothing else (SupMAE, arXiv 2205.14540).
+For other encoders the masked ones are painted over, as in SimMIM (Xie 2022). That has a learnt mask
+token and an absolute error; here it is the mean colour and MAE's squared error (ours).
 """
 
 import dataclasses

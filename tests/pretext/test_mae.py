@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hmtl_jax import textures
+from hmtl_jax import build, step, textures
 from hmtl_jax.errors import UserError
 from hmtl_jax.images import normalise
 from hmtl_jax.pretext.mae import Mae
+from hmtl_jax.program import make_views
 from tests import reference, tiny
 
 BATCH, SIZE, PATCH = 6, 24, 4
@@ -271,3 +272,24 @@ def test_of_a_set_the_codes_are_classified_and_the_rest_is_rebuilt(images_bhwc):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Mae(**({"patch": PATCH, "image_size": SIZE} | settings))
+
+
+def test_in_one_stream_a_task_is_read_from_the_visible_tokens_alone():
+    """SupMAE's form: what a hidden patch shows changes what is to be rebuilt, and nothing else."""
+    config = tiny.config()
+    config.stream, config.weighting.name = "one_stream", "fixed"
+    training = tiny.training(config)
+    before, batch = tiny.first_state(training), tiny.batch()
+    examples = step.augmented(training, before.seed, before.step, batch)
+    _, targets = make_views(training.program, examples["images"], examples["keys"])
+    hidden_bhw = np.kron(np.asarray(targets["mae"]["hidden"]).reshape(-1, 4, 4), np.ones((4, 4)))
+    changed = np.where(hidden_bhw[..., None] > 0, 255 - batch["image"], batch["image"])
+    run = build.jitted(step.train_step, training)
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes a float with a counter
+        own, other, negative = (  # the last one of what is visible
+            jax.device_get(run(before, batch | {"image": image})[1])
+            for image in (batch["image"], changed, 255 - changed)
+        )
+    assert own["loss/expression"] == pytest.approx(other["loss/expression"], rel=1e-6)
+    assert own["loss/expression"] != pytest.approx(negative["loss/expression"], rel=1e-3)
+    assert own["loss/mae"] != pytest.approx(other["loss/mae"], rel=1e-4)
