@@ -23,6 +23,7 @@ from hmtl_jax import (
     pictures,
     profile,
     recipe,
+    rules,
     sharding,
     state,
     step,
@@ -36,6 +37,7 @@ from hmtl_jax.log import Log
 from hmtl_jax.metrics import names
 from hmtl_jax.metrics.clock import Clock
 from hmtl_jax.metrics.writer import Writer
+from hmtl_jax.models import layers, vit
 
 
 def run(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -272,9 +274,22 @@ def describe(
         f"training; {len(devices)} × {devices[0].device_kind}"
         f"{f' in {processes} processes' if processes > 1 else ''}"
     )
+    if config.model.attention == "cudnn" and not takes_cudnn(config):
+        say(
+            "model.attention 'cudnn' changes nothing here: it is for a ViT in bfloat16 on an NVIDIA "
+            "GPU, whose heads have a multiple of 8 numbers up to 128"
+        )
     if program.model.fuse:
         cost = fusion_cost(program, state.evaluation_variables(abstract))
         say(f"inference with the fused view costs {cost:.2f} × that of the encoder")
+
+
+def takes_cudnn(config: ConfigDict) -> bool:
+    """Whether cuDNN's attention computes what this encoder asks of it, on these devices."""
+    if "/" not in config.model.encoder:
+        return False
+    size = vit.parse(config.model.encoder)
+    return layers.cudnn_takes(rules.DTYPES[config.model.dtype], size.dim // size.heads)
 
 
 def fusion_cost(program: Any, variables: Any) -> float:

@@ -30,6 +30,7 @@ from hmtl_jax.data.labels import Label
 from hmtl_jax.data.readers import synthetic
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics.names import headlines
+from hmtl_jax.models import layers
 from tests import runs, tiny
 
 pytestmark = pytest.mark.slow
@@ -604,3 +605,15 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_data, compile_cache, t
         runs.run(cfg, tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert pathlib.Path(tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_attention_that_changes_nothing_is_said(monkeypatch):
+    config = tiny.config()
+    assert not train.takes_cudnn(config)  # no GPU, and float32
+    monkeypatch.setattr(layers, "has_cudnn", lambda: True)
+    config.model.update({"encoder": "64x2x2/8", "dtype": "bfloat16"})
+    assert train.takes_cudnn(config)
+    for other in ({"dtype": "float32"}, {"encoder": "64x2x16/8"}, {"encoder": "cnn16"}):
+        changed = config.copy_and_resolve_references()
+        changed.model.update(other)
+        assert not train.takes_cudnn(changed)

@@ -233,13 +233,14 @@ def has_cudnn() -> bool:
     return "cuda" in jax.devices()[0].client.platform_version
 
 
-def fused_attention(q_bnhd: jax.Array, k_bnhd: jax.Array, v_bnhd: jax.Array) -> jax.Array:
-    """`one_kernel` on NVIDIA GPUs, for what it takes; else, and elsewhere, `attention`.
+def cudnn_takes(dtype: Dtype, size: int) -> bool:
+    """Whether `one_kernel` computes heads of so many numbers here: 16-bit, in eights up to 128."""
+    return jnp.finfo(dtype).bits == 16 and size % 8 == 0 and size <= 128 and has_cudnn()
 
-    It takes 16-bit numbers and heads of a multiple of 8 of them, up to 128. Equal but for rounding.
-    """
-    bits, size = jnp.finfo(q_bnhd.dtype).bits, q_bnhd.shape[-1]
-    if bits != 16 or size % 8 or size > 128 or not has_cudnn():
+
+def fused_attention(q_bnhd: jax.Array, k_bnhd: jax.Array, v_bnhd: jax.Array) -> jax.Array:
+    """`one_kernel` where it is there and takes it, else `attention`: equal but for rounding."""
+    if not cudnn_takes(q_bnhd.dtype, q_bnhd.shape[-1]):
         return attention(q_bnhd, k_bnhd, v_bnhd)
     own = (q_bnhd, k_bnhd, v_bnhd)
     return jax.lax.platform_dependent(*own, cuda=one_kernel, default=attention)
