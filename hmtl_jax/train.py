@@ -23,7 +23,6 @@ from hmtl_jax import (
     pictures,
     profile,
     recipe,
-    rules,
     sharding,
     state,
     step,
@@ -276,8 +275,8 @@ def describe(
     )
     if config.model.attention == "cudnn" and not takes_cudnn(config):
         say(
-            "model.attention 'cudnn' changes nothing here: it is for a ViT in bfloat16 on an NVIDIA "
-            "GPU, whose heads have a multiple of 8 numbers up to 128"
+            "model.attention 'cudnn' changes nothing here: it is for a ViT in bfloat16 on an "
+            "NVIDIA GPU, whose heads have a multiple of 8 numbers up to 128"
         )
     if program.model.fuse:
         cost = fusion_cost(program, state.evaluation_variables(abstract))
@@ -289,7 +288,7 @@ def takes_cudnn(config: ConfigDict) -> bool:
     if "/" not in config.model.encoder:
         return False
     size = vit.parse(config.model.encoder)
-    return layers.cudnn_takes(rules.DTYPES[config.model.dtype], size.dim // size.heads)
+    return layers.cudnn_takes(config.model.dtype, size.dim // size.heads)
 
 
 def fusion_cost(program: Any, variables: Any) -> float:
