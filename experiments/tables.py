@@ -195,7 +195,7 @@ TABLES = {
         },
     ),
     "ferplus_100_cpu": Table(
-        "FER+, all labels, small CNN, 40 epochs",
+        "FER+, all labels, small CNN, 100 epochs",
         "expression/accuracy",
         {
             "supervised": one("ferplus_supervised:cpu"),
