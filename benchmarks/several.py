@@ -25,9 +25,12 @@ def serve(args: argparse.Namespace) -> None:
 
     config = benchmark.of_recipe(args.recipe, args.words, **dict(args.change))
     program = benchmark.Program(benchmark.Case("one", config, (), kept=True), args.batch_size)
-    steps = vectorised(program, args.serve) if args.serve > 1 else program.seconds
-    program.start()
-    steps(1)
+    if args.serve > 1:
+        steps = vectorised(program, args.serve)
+        steps(1)
+    else:
+        program.start()
+        steps = program.seconds
     print("ready", flush=True)
     for line in sys.stdin:
         start, images = time.perf_counter(), 0
