@@ -8,7 +8,8 @@ The last line is for a GPU: cells side by side on it, the most important ones fi
 come to its end by then goes on when the same command is given again.
 
 Every cell is `python -m hmtl_jax.main` with a recipe of configs/ and a seed, in its own workdir.
-A cell that has its test result is not run again; one that was cut off goes on from its checkpoint.
+A cell that has its test result is not run again; one that was cut off goes on from its checkpoint,
+and one that another process runs is left to it: the command may be given twice.
 What a cell came to is kept in experiments/cells/NAME.json, which is committed: another machine runs
 what is missing there.
 With `--jobs`, cells run side by side: on a CPU each on its own share of the cores, since small
@@ -21,6 +22,7 @@ experiments/NAME.md as far as cells are there.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -38,7 +40,7 @@ from concurrent import futures
 import numpy as np
 from scipy import stats
 
-from hmtl_jax import results, train
+from hmtl_jax import errors, lock, results, train
 from hmtl_jax.files import write_json
 from hmtl_jax.metrics import names
 
@@ -267,10 +269,23 @@ class Work:
         return text
 
     def run(self, method: str, seed: int, args: argparse.Namespace, place: "Place") -> None:
-        """Runs a cell, and keeps what it came to; one that is stopped goes on another time."""
+        """Runs a cell, and keeps what it came to; one that is stopped goes on another time.
+
+        A cell that another process runs, or has run since, is left to it.
+        """
         stages = self.table.methods[method]
-        if run_cell(self.folder, method, seed, stages, args.data_dir, place):
-            self.kept.add(method, seed, score(self.folder, self.table, method, seed))
+        cell = self.folder / f"{method}-{seed}"
+        cell.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock.held(cell))
+            except errors.UserError as error:
+                print(f"{method}, seed {seed}, is left: {error}", flush=True)
+                return
+            if self.kept.score(method, seed):
+                return
+            if run_cell(self.folder, method, seed, stages, args.data_dir, place):
+                self.kept.add(method, seed, score(self.folder, self.table, method, seed))
 
 
 def run_all(work: Sequence[Work], args: argparse.Namespace) -> None:
@@ -468,7 +483,6 @@ class Kept:
             name: [[recipe, list(flags)] for recipe, flags in stages]
             for name, stages in table.methods.items()
         }
-        self._cells = self._read()
 
     def _read(self) -> dict[str, dict[str, dict]]:
         found = json.loads(self._path.read_text()) if self._path.exists() else {}
@@ -480,8 +494,8 @@ class Kept:
         }
 
     def score(self, method: str, seed: int) -> Score | None:
-        """What a cell came to; None where it is missing."""
-        cell = self._cells[method].get(str(seed))
+        """What a cell came to, by whichever process; None where it is missing."""
+        cell = self._read()[method].get(str(seed))
         if not cell:
             return None
         known = {field.name for field in dataclasses.fields(Score)}
@@ -492,11 +506,13 @@ class Kept:
         if found is None:
             return
         with self._lock:
-            self._cells = self._read()  # another process may have added some
-            cell = {"stages": self._stages[method], **dataclasses.asdict(found)}
-            self._cells[method][str(seed)] = cell
+            cells = self._read()  # another process may have added some
+            cells[method][str(seed)] = {
+                "stages": self._stages[method],
+                **dataclasses.asdict(found),
+            }
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, self._cells)
+            write_json(self._path, cells)
 
 
 def render(table: Table, kept: Kept, seeds: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from hmtl_jax import cluster, files
+from hmtl_jax import files
 from hmtl_jax.errors import UserError
 
 FILE = "lock"
@@ -30,14 +30,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the folder for this run, by its leading process; the folder must be there.
+    """Holds the folder for this process; the folder must be there.
 
     Raises UserError that names host and process where another living run holds it. What a dead one
     left is taken over: at once if it died on this machine, else after DEAD seconds of silence.
     """
-    if not cluster.lead():
-        yield
-        return
     file, locked = _opened(folder / FILE)
     with file:
         _take(folder, locked)
@@ -85,7 +82,7 @@ def _take(folder: pathlib.Path, locked: bool) -> None:
         if not locked and files.is_alive(holder.pid):
             raise _in_use(folder, holder)
         return
-    cluster.say(f"{folder} was in use on {holder.host}; waiting whether that run still lives")
+    print(f"{folder} was in use on {holder.host}; waiting whether that run still lives", flush=True)
     for _ in range(10):
         time.sleep(DEAD / 10)
         now = _holder(folder / FILE)

@@ -48,7 +48,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
         sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
         sharding.check_eval_batch(config.eval_batch_size, mesh)
         workdir.check(folder, config)
-        stack.enter_context(lock.held(folder))
+        if cluster.lead():
+            stack.enter_context(lock.held(folder))
 
         ##### The data #####
         # All splits at once: that a test split is missing must not show after training.

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from experiments import tables
+from hmtl_jax import lock
 from hmtl_jax.files import write_json
 
 TABLE = tables.Table(
@@ -208,3 +209,25 @@ def test_cells_that_another_process_has_kept_stay(tmp_path):
     ours.add(method, 1, tables.Score(0.6, {}, 1.0))
     whole = tables.Kept(tmp_path / "cells.json", TABLE)
     assert [whole.score(method, seed).value for seed in (0, 1)] == [0.5, 0.6]
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_cell(folder, name, seed, stages, data_dir, place):
+        ran.append((name, seed))
+        finish(folder, name, seed, [5.0] * len(stages))
+        return True
+
+    monkeypatch.setattr(tables, "run_cell", run_cell)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setitem(tables.TABLES, "toy", TABLE)
+    monkeypatch.setattr(sys, "argv", ["tables", "toy", "--seeds", "1", "--runs", str(tmp_path)])
+    theirs = tmp_path / "toy" / "plain-0"
+    theirs.mkdir(parents=True)
+    with lock.held(theirs):
+        tables.main()
+    assert ran == [("two", 0)]
+    assert "plain, seed 0, is left" in capsys.readouterr().out
+    tables.main()
+    assert ran == [("two", 0), ("plain", 0)]
