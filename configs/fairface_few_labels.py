@@ -12,50 +12,32 @@ Expected (ours, `:cpu`, one seed): test race 43.1 % with the puzzle and 39.8 sup
 worst: `python -m hmtl_jax.fairness runs/few --by race,gender`.
 
 `supervised` sees the faces with labels alone, for as many steps of as many of them: the others have
-as many faces without labels beside them in each batch. `pretrain` solves the puzzle alone, for a
-probe of what it has learned. `masksub` in place of the puzzle holds a masked view against what is
-sure of the whole face.
+as many faces without labels beside them in each batch. `pretrain` solves the puzzle alone;
+`finetune` then starts from its workdir, with `--config.init_from`. `masksub` in place of the puzzle
+holds a masked view against what is sure of the whole face.
 """
 
+from configs import fairface_supervised
 from hmtl_jax import recipe
 
 LABELLED = 0.1
 
 
 def get_config(arg: str = ""):
-    """arg: `cpu`, one of `supervised`, `pretrain` and `masksub`, or both with a comma."""
-    cpu, supervised, pretrain, masksub = recipe.arguments(
-        arg, "cpu", "supervised", "pretrain", "masksub"
+    """arg: `cpu`, one of `supervised`, `pretrain`, `finetune` and `masksub`, or both with a comma."""
+    cpu, supervised, pretrain, finetune, masksub = recipe.arguments(
+        arg, "cpu", "supervised", "pretrain", "finetune", "masksub"
     )
-    config = recipe.defaults()
+    config = fairface_supervised.get_config("cpu" if cpu else "")
     config.batch_size = 64 if cpu else 128
     config.steps = 1500 if cpu else 3000
     config.eval_every = config.steps // 6
-    config.log_every = 50
-
-    config.data.name = "fairface"
-    config.data.image_size = 64 if cpu else 96
-    config.data.cache = "host" if cpu else "device"
-    config.data.stratify = "race"
-    config.augment.flip = 0.5
-    config.augment.rotation = 15.0
-    config.augment.zoom = 0.2
-    config.augment.shift = 0.1
-    config.augment.color_jitter = (0.25, 0.25, 0.25, 0.0)
-
-    config.model.encoder = "cnn24" if cpu else "cnn64"
     if cpu:
-        config.model.dtype = "float32"
-    config.model.head_dropout = 0.2
-    for label in ("gender", "age_group", "race"):
-        config.tasks[label] = recipe.task("classification", label=label, label_smoothing=0.1)
+        config.model.encoder = "cnn24"
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 190
-    config.optim.weight_decay = 0.05
-    config.optim.clip = 1.0
     config.optim.ema = 0.995
-    config.checkpoint.best = "gender/accuracy"
-    if supervised:
+    if supervised or finetune:
         config.data.subset = LABELLED
         return config
     if masksub:

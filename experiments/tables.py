@@ -102,14 +102,15 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
 def fairface(form: str) -> dict:
     """FairFace with a share of the labels: alone, and with a pretext of all faces."""
 
-    def method(*words: str) -> list[tuple[str, tuple[str, ...]]]:
-        said = ",".join(filter(None, (form, *words)))
-        return one(f"fairface_few_labels{said and ':' + said}")
+    def method(*roles: str) -> list[tuple[str, tuple[str, ...]]]:
+        words = [",".join(filter(None, (form, role))) for role in roles]
+        return [(f"fairface_few_labels{said and ':' + said}", ()) for said in words]
 
     return {
         "supervised": method("supervised"),
         "masksub_all_faces": method("masksub"),
-        "puzzle_all_faces": method(),
+        "puzzle_all_faces": method(""),
+        "puzzle_then_finetune": method("pretrain", "finetune"),
     }
 
 
@@ -210,14 +211,6 @@ TABLES = {
         "expression/accuracy",
         {"supervised": one("synthetic:supervised"), "puzzle": one("synthetic")},
         seeds=5,
-    ),
-    "fairface_gender_cpu": Table(
-        "FairFace, gender, small ViT, 5 epochs",
-        "gender/accuracy",
-        {
-            "supervised": one("gender_supervised:cpu", "--config.epochs=5"),
-            "puzzle": one("gender_puzzle:cpu", "--config.epochs=5"),
-        },
     ),
 } | {
     f"synthetic_{task}": Table(
