@@ -24,7 +24,7 @@ LABELLED = 0.1
 
 
 def get_config(arg: str = ""):
-    """arg: `cpu`, one of `supervised`, `pretrain`, `finetune` and `masksub`, or both with a comma."""
+    """arg: `cpu`, and `supervised`, `pretrain`, `finetune` or `masksub`, with a comma."""
     cpu, supervised, pretrain, finetune, masksub = recipe.arguments(
         arg, "cpu", "supervised", "pretrain", "finetune", "masksub"
     )

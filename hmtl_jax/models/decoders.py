@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.models.layers import Dense, LayerNorm, gelu
@@ -96,7 +97,7 @@ class CellDecoder(nn.Module):
         return {output[0]: predict(cells_bnd, *output, self.dtype) for output in self.outputs}
 
 
-class TileHeads(nn.Module):
+class PooledTileHeads(nn.Module):
     """The puzzle's heads (HMTL): dropout once, then linear layers on the pooled feature.
 
     outputs: (question, heads, classes); returns {question: float32 [B, heads, classes]}. All heads
@@ -117,6 +118,52 @@ class TileHeads(nn.Module):
             layer = Dense(heads * classes, self.dtype, kernel_init=init, name=f"predict_{name}")
             outputs[name] = layer(pooled_bd).astype(jnp.float32).reshape(-1, heads, classes)
         return outputs
+
+
+class PlacedTileHeads(nn.Module):
+    """A puzzle's heads on its places (ours): a linear layer on the mean feature of each place.
+
+    outputs: as in PooledTileHeads, whose heads are the places, n² in raster order; all places share
+    a question's layer. The last feature map must have at least n cells along a side. A cell that
+    lies in several places counts in each by its share.
+    """
+
+    outputs: tuple[tuple[str, int, int], ...]
+    dropout: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: dict, view: View, *, train: bool) -> dict[str, jax.Array]:
+        del view
+        x_bnd = of_places(stages["patches"], math.isqrt(self.outputs[0][1]))
+        x_bnd = nn.Dropout(self.dropout, deterministic=not train)(x_bnd)
+        init = nn.initializers.truncated_normal(0.02)
+        outputs = {}
+        for name, _, classes in self.outputs:
+            layer = Dense(classes, self.dtype, kernel_init=init, name=f"predict_{name}")
+            outputs[name] = layer(x_bnd).astype(jnp.float32)
+        return outputs
+
+
+def of_places(x_bhwd: jax.Array, tiles: int) -> jax.Array:
+    """[B, H, W, D] → [B, tiles², D], the mean of what lies in each place of a grid; UserError."""
+    _, height, width, _ = x_bhwd.shape
+    if min(height, width) < tiles:
+        raise UserError(
+            f"The puzzle has {tiles} x {tiles} places, and the encoder's last feature map only "
+            f"{height} x {width} cells; choose fewer tiles, heads='pooled', a larger "
+            "data.image_size or another model.encoder."
+        )
+    rows, columns = (jnp.asarray(shares(cells, tiles), x_bhwd.dtype) for cells in (height, width))
+    x_bijd = jnp.einsum("ih,jw,bhwd->bijd", rows, columns, x_bhwd)
+    return x_bijd.reshape(x_bijd.shape[0], tiles**2, -1)
+
+
+def shares(cells: int, places: int) -> np.ndarray:
+    """How the cells of a line make up each of its equal parts, float32 [places, cells]."""
+    edges, cell = np.arange(places + 1) * cells / places, np.arange(cells)
+    inside = np.minimum(edges[1:, None], cell + 1) - np.maximum(edges[:-1, None], cell)
+    return (np.maximum(inside, 0) * places / cells).astype(np.float32)
 
 
 class PairHeads(nn.Module):
@@ -177,7 +224,8 @@ DECODERS = {
     "cells": CellDecoder,
     "image": ImageDecoder,
     "pairs": PairHeads,
-    "tiles": TileHeads,
+    "placed_tiles": PlacedTileHeads,
+    "pooled_tiles": PooledTileHeads,
     "tokens": TokenDecoder,
 }
 

@@ -1,8 +1,9 @@
 """Puzzles of tiles (HMTL, arXiv 2105.06421): which tile is where, and how far is it turned?
 
 The image is cut into n × n tiles without gaps. They change places, or turn where they lie, or
-both; the encoder sees the whole that they form, and linear heads on its pooled feature say what
-happened. A permutation [n²] holds at place k, in raster order, the tile's place in the original.
+both; the encoder sees the whole that they form, and linear heads on its pooled feature (or, ours,
+on the features of each place) say what happened. A permutation [n²] holds at place k, in raster
+order, the tile's place in the original.
 """
 
 import dataclasses
@@ -14,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hmtl_jax import limits
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.patches import patchify, unpatchify
 from hmtl_jax.pretext import skill
 from hmtl_jax.view import View
 
 TURNS = 4
 SMALLEST_TILE = 2  # pixels a side
+HEADS = {"pooled": "pooled_tiles", "places": "placed_tiles"}  # → decoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Puzzle:
     tiles: n, tiles along a side. sizes: sides in pixels of the puzzled views, all of one puzzle
     (the authors' siamese code has three); the image's own where empty. dropout: on the pooled
     feature, one mask for all heads. permute: shuffle the tiles. rotate: turn each tile by a
-    multiple of 90°. The authors' code has both, alone and together.
+    multiple of 90°. The authors' code has both, alone and together. heads: what they read:
+    `pooled`, as the authors', one head a place on the pooled feature, which must then tell of every
+    place at once; or `places` (ours), one head for all places, on the mean feature of each.
     """
 
     image_size: int
@@ -40,11 +44,12 @@ class Puzzle:
     dropout: float = 0.2
     permute: bool = True
     rotate: bool = False
+    heads: str = "pooled"
 
     kind: ClassVar[str] = "puzzle"
     reads: ClassVar = "own"
     unlearned: ClassVar[str] = (
-        "fewer tiles, model.positions='centred' for a ViT, model.pool='cls', or a longer run"
+        "heads='places', fewer tiles, model.positions='centred' for a ViT, or a longer run"
     )
 
     FILLED: ClassVar = ("image_size", "patch")
@@ -63,6 +68,7 @@ class Puzzle:
 
     def __post_init__(self):
         limits.check(f"pretexts.{self.kind}.", vars(self), self.LIMITS)
+        lookup(HEADS, self.heads, f"pretexts.{self.kind}.heads")
         self._check_questions()
         self._check_sizes()
 
@@ -72,13 +78,13 @@ class Puzzle:
         return self.sizes or (self.image_size,)
 
     def decoder_spec(self) -> dict:
-        """One head a place for each question: where from (n² classes), how far turned (4)."""
+        """The heads of each question: where from (n² classes), how far turned (4)."""
         places, outputs = self.tiles**2, []
         if self.permute:
             outputs.append(("puzzle", places, places))
         if self.rotate:
             outputs.append(("rotation", places, TURNS))
-        return {"kind": "tiles", "outputs": tuple(outputs), "dropout": self.dropout}
+        return {"kind": HEADS[self.heads], "outputs": tuple(outputs), "dropout": self.dropout}
 
     def views(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[tuple[View, dict], ...]:
         """Shuffles and turns the tiles of each image on its own.

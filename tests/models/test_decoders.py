@@ -144,7 +144,9 @@ def test_cells_and_masks_must_be_as_many():
 
 def test_tile_heads_share_one_dropout_mask():
     heads = (("puzzle", 9, 9), ("rotation", 9, 4))
-    decoder = decoders.build({"kind": "tiles", "outputs": heads, "dropout": 0.5}, jnp.float32)
+    decoder = decoders.build(
+        {"kind": "pooled_tiles", "outputs": heads, "dropout": 0.5}, jnp.float32
+    )
     # Each feature counts in one way of its own, so that a head shows which ones were dropped.
     stages = {"pooled": jnp.ones((2, 6))}
     params = decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
@@ -167,7 +169,7 @@ def test_tile_heads_share_one_dropout_mask():
 
 def test_a_tile_head_is_a_slice_of_one_layer():
     decoder = decoders.build(
-        {"kind": "tiles", "outputs": (("puzzle", 4, 3),), "dropout": 0.0}, jnp.float32
+        {"kind": "pooled_tiles", "outputs": (("puzzle", 4, 3),), "dropout": 0.0}, jnp.float32
     )
     pooled = np.random.default_rng(2).normal(size=(2, 6)).astype(np.float32)
     stages = {"pooled": jnp.asarray(pooled)}
@@ -179,6 +181,34 @@ def test_a_tile_head_is_a_slice_of_one_layer():
     for head in range(4):
         own = {name: value[..., 3 * head : 3 * head + 3] for name, value in layer.items()}
         np.testing.assert_allclose(found[:, head], reference.dense(pooled, own), atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "tiles"), [(6, 3), (7, 2), (14, 3), (4, 4)])
+def test_heads_of_places_read_the_mean_of_their_own_place(grid, tiles):
+    """Held against a map drawn finer, of which every place has whole cells."""
+    outputs = (("puzzle", tiles**2, tiles**2), ("rotation", tiles**2, 4))
+    spec = {"kind": "placed_tiles", "outputs": outputs, "dropout": 0.0}
+    decoder = decoders.build(spec, jnp.float32)
+    patches = np.random.default_rng(3).normal(size=(2, grid, grid, 5)).astype(np.float32)
+    stages = {"patches": jnp.asarray(patches)}
+    params = tiny.random_like(
+        decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
+    )
+    found = applied(decoder, params, stages, zeros_view(), train=True)
+    finer = patches.repeat(tiles, axis=1).repeat(tiles, axis=2)
+    means = finer.reshape(2, tiles, grid, tiles, grid, 5).mean(axis=(2, 4)).reshape(2, -1, 5)
+    for name, places, classes in outputs:
+        assert found[name].shape == (2, places, classes)
+        layer = tiny.float64(params[f"predict_{name}"])
+        np.testing.assert_allclose(found[name], reference.dense(means, layer), atol=1e-5)
+
+
+def test_a_map_too_coarse_for_the_places_is_refused():
+    spec = {"kind": "placed_tiles", "outputs": (("puzzle", 9, 9),), "dropout": 0.0}
+    decoder = decoders.build(spec, jnp.float32)
+    with pytest.raises(UserError, match=r"3 x 3 places, .* only 2 x 2 cells; choose fewer tiles"):
+        stages = {"patches": jnp.zeros((2, 2, 2, DIM))}
+        decoder.init(jax.random.key(0), stages, zeros_view(), train=False)
 
 
 @pytest.mark.parametrize(("grid", "size"), [(3, 12), (3, 10), (2, 2), (1, 5)])

@@ -171,6 +171,7 @@ def test_every_head_of_an_example_gets_a_gradient(images_bhwc):
         ({"sizes": (4,)}, r"tiles 3 cuts 4 pixels into tiles of less than 2"),
         ({"dropout": 1.0}, r"dropout is 1.0; give a probability"),
         ({"permute": False}, r"pretexts\.puzzle changes nothing"),
+        ({"heads": "place"}, r"pretexts\.puzzle\.heads 'place'.*places"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

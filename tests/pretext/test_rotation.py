@@ -43,7 +43,7 @@ def test_turns_are_each_tiles_own_and_uniform():
 
 def test_it_asks_for_one_head_of_four_classes_a_tile():
     spec = Rotation(SIZE, PATCH, 3, dropout=0.1).decoder_spec()
-    assert spec == {"kind": "tiles", "outputs": (("rotation", 9, 4),), "dropout": 0.1}
+    assert spec == {"kind": "pooled_tiles", "outputs": (("rotation", 9, 4),), "dropout": 0.1}
 
 
 def test_settings_that_do_not_fit_name_their_key():
