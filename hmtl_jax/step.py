@@ -96,9 +96,14 @@ def augmented(
 
 
 @jax.named_scope("losses")
-def leaf_losses(program: Program, outputs: Mapping, chunk: Mapping, targets: Mapping, features):
-    """Every leaf's per-example loss, float32 [B], from the outputs by view."""
-    losses, said = {}, answers(program, outputs, targets)
+def leaf_losses(
+    program: Program, outputs: Mapping, said: Mapping, chunk: Mapping, targets: Mapping, features
+):
+    """Every leaf's per-example loss, float32 [B].
+
+    outputs: by view. said: what of them answers each pretext's view, as program.answers has it.
+    """
+    losses = {}
     for name, task in program.tasks.items():
         reads = [view for view in outputs if owner(view) in program.model.reads[name]]
         for view in reads:
@@ -262,12 +267,13 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
                 views, train=True, rngs={"dropout": rng}, mutable=["batch_stats"],
             )  # fmt: skip
         features = {name: frozen_features(program, state, name) for name in program.pretexts}
-        losses = leaf_losses(program, outputs, chunk, targets, features)
+        said = answers(program, outputs, targets)
+        losses = leaf_losses(program, outputs, said, chunk, targets, features)
         means = {
             leaf: jnp.sum(loss_b * chunk["masks"][owner(leaf)]) / divisors[owner(leaf)]
             for leaf, loss_b in losses.items()
         }
-        errors = skills(program, answers(program, outputs, targets), targets, chunk["masks"])
+        errors = skills(program, said, targets, chunk["masks"])
         errors = {leaf: jnp.sum(errors_b2, axis=0) for leaf, errors_b2 in errors.items()}
         return means, (errors, updated.get("batch_stats", {}))
 
