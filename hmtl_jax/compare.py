@@ -42,9 +42,9 @@ def methods_of(given: Sequence[str]) -> dict[str, list[pathlib.Path]]:
         raise UserError("One run cannot be compared; name two or more.")
     named: list[tuple[str, list[pathlib.Path]]] = []
     for text in given:
-        name, equals, paths = text.rpartition("=") if not os.path.exists(text) else ("", "", text)
+        name, paths = files.named(text)
         found = [path for part in paths.split(",") for path in _runs_of(part.strip())]
-        named.append((name if equals else _short(found), found))
+        named.append((name or _short(found), found))
     if len({name for name, _ in named}) < len(named):
         named = [(",".join(map(str, found)), found) for _, found in named]
     every = [path.resolve() for _, found in named for path in found]

@@ -29,6 +29,12 @@ def local(path: str | os.PathLike[str], key: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
 
 
+def named(text: str) -> tuple[str, str]:
+    """`NAME=PATH` → both; no name, "", for a path alone, which may hold the sign if it is there."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and not os.path.exists(text) else ("", text)
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process of that number runs on this machine, other than this one."""
     try:

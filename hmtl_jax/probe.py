@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -102,8 +101,8 @@ def probed(config: ConfigDict) -> tuple[list[Frozen], list[str]]:
 
 
 def _named(text: str) -> tuple[str, str]:
-    name, equals, path = ("", "", text) if os.path.exists(text) else text.partition("=")
-    return (name, path) if equals else (pathlib.Path(text).name, text)
+    name, path = files.named(text)
+    return name or pathlib.Path(path).name, path
 
 
 def _frozen(config: ConfigDict, name: str, path: str) -> tuple[Frozen, list[str]]:
