@@ -131,7 +131,35 @@ def targets(recipe: str, *flags: str) -> dict:
     return {name: one(recipe, *flags, f"--config.pretexts.mae.targets={name}") for name in FORMS}
 
 
+def changes(recipe: str, *flags: str) -> dict:
+    """A supervised recipe of a small CNN, and what becomes of it with one thing else."""
+    vit = ("--config.model.encoder=192x6x3/8", "--config.optim.lr=1e-3")
+    centred = (*vit, "--config.model.positions=centred")
+    still = ("rotation", "shear", "zoom", "shift")
+    own_average = ("--config.optim.schedule=constant", "--config.optim.ema=0")
+    others = {
+        "majority_labels": ("--config.tasks.expression.soft=False",),
+        "no_movement": tuple(f"--config.augment.{name}=0" for name in still),
+        "no_average": ("--config.optim.ema=0",),
+        "muon": ("--config.optim.name=muon",),
+        "schedule_free": ("--config.optim.name=schedule_free", *own_average),
+        "vit": vit,
+        "vit_centred": centred,
+        "vit_centred_hmlp": (*centred, "--config.model.stem=hmlp"),
+        "vit_centred_conv": (*centred, "--config.model.stem=conv"),
+    }
+    return {"recipe": one(recipe, *flags)} | {
+        name: one(recipe, *flags, *more) for name, more in others.items()
+    }
+
+
 TABLES = {
+    "ferplus_changes_cpu": Table(
+        "FER+, all labels: the supervised recipe with a CNN of 0.27 M for 10 epochs, and changes",
+        "expression/accuracy",
+        changes("ferplus_supervised:cpu", "--config.epochs=10", "--config.model.encoder=cnn24"),
+        seeds=1,
+    ),
     "ferplus_targets_cpu": Table(
         "FER+: how much of each target a ViT-96x3x3/8 learns to foresee, 1,500 steps of 128",
         "mae/skill",
