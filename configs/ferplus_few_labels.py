@@ -1,7 +1,7 @@
 r"""FER+ as if one face in twenty had a label: expressions from those, a puzzle of all of them.
 
 Paper: HMTL, arXiv 2105.06421, which reports its largest gain, 2.90 points, on a fifth of AffectNet.
-Clean stream, 2 × 2 tiles, encoder and budget are ours.
+Clean stream, 2 × 2 tiles, encoder and budget are ours, and on a CPU the heads of places.
 
     python -m hmtl_jax.main --config=configs/ferplus_few_labels.py:cpu --workdir=runs/few
     python -m hmtl_jax.main --config=configs/ferplus_few_labels.py:cpu,supervised \
@@ -27,6 +27,8 @@ from configs import ferplus_supervised
 from hmtl_jax import recipe
 
 LABELLED = 0.05
+# Where the budget is small: solved six times as fast, and the task learns beside it from the start.
+ON_CPU = {"puzzle": {"heads": "places", "weight": 0.25}}
 PRETEXTS = {
     "puzzle": {"tiles": 2},
     "masksub": {"threshold": 0.8},
@@ -57,6 +59,8 @@ def get_config(arg: str = ""):
     if pretrain:
         recipe.pretrain_only(config)
         return config
+    if cpu:
+        config.pretexts[name].update(ON_CPU.get(name, {}))
     if name != "masksub":  # whose target is the task's own
         config.pretexts[name].weight_schedule = "linear"  # to 0: the last steps are the task's
     recipe.few_labels(config, LABELLED)
