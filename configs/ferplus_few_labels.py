@@ -9,9 +9,9 @@ Clean stream, 2 × 2 tiles, encoder and budget are ours, and on a CPU the heads 
 
 Expected (ours, three seeds, an NVIDIA H200): test 76.94 ± 0.25 % with the puzzle, 76.07 ± 0.52 with
 `masksub`, 74.92 ± 0.23 supervised; with a fifth of the labels and 6,000 steps 82.61 ± 0.32, 82.95 ±
-0.19 and 82.06 ± 0.34. `:cpu`: the puzzle first, then the task 72.61 ± 0.87 (three seeds),
-supervised 67.10 ± 0.58 (three), twice the steps of the task 71.21, a puzzle beside the task 67.33
-(one seed each). `python -m experiments.tables` `ferplus_5`, `ferplus_20`, `ferplus_5_cpu`.
+0.19 and 82.06 ± 0.34. `:cpu`: the puzzle first, then the task 72.61 ± 0.87 (three seeds), beside
+the task 71.92 (one seed), supervised 67.10 ± 0.58 (three), with twice the steps 71.21 (one).
+`python -m experiments.tables` `ferplus_5`, `ferplus_20`, `ferplus_5_cpu`.
 
 `supervised` sees the faces with labels alone, for as many steps of as many of them: the others have
 as many faces without labels beside them in each batch. `pretrain` solves

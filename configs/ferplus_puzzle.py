@@ -1,7 +1,8 @@
 """FER+ with a 2 × 2 puzzle beside the expression, which is read from the whole picture.
 
 Paper: HMTL, arXiv 2105.06421, whose puzzle has 3 × 3 tiles and whose one-stream form reads the
-expression from the puzzled picture; clean stream, tiles and the weight that falls to 0 are ours.
+expression from the puzzled picture; clean stream, tiles, heads that read their places and the
+weight that falls to 0 are ours.
 
     python -m hmtl_jax.main --config=configs/ferplus_puzzle.py:cpu --workdir=runs/ferplus_puzzle
 
@@ -9,8 +10,8 @@ Expected: on AffectNet HMTL gains 0.75 points for EfficientNet-B0. Ours is not m
 `python -m experiments.tables ferplus_100_cpu` does.
 
 Data, encoder and schedule are those of ferplus_supervised.py. The paper's form:
-`--config.stream=one_stream --config.pretexts.puzzle.tiles=3 --config.pretexts.puzzle.weight=0.3`
-and `--config.pretexts.puzzle.weight_schedule=constant`.
+`--config.stream=one_stream --config.pretexts.puzzle.tiles=3 --config.pretexts.puzzle.weight=0.3`,
+`--config.pretexts.puzzle.heads=pooled` and `--config.pretexts.puzzle.weight_schedule=constant`.
 """
 
 from configs import ferplus_supervised
@@ -21,6 +22,6 @@ def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     config = ferplus_supervised.get_config(arg)
     config.pretexts.puzzle = recipe.pretext_task(
-        "puzzle", tiles=2, weight_schedule="linear", final_weight=0.0
+        "puzzle", tiles=2, heads="places", weight=0.25, weight_schedule="linear", final_weight=0.0
     )
     return config

@@ -1,7 +1,7 @@
 r"""Your own faces: what you have labels for, and a puzzle of all pictures beside it.
 
-Paper: the form is HMTL's (arXiv 2105.06421), with 2 × 2 tiles and a weight that falls to nothing;
-encoder, size and budget are ours.
+Paper: the form is HMTL's (arXiv 2105.06421); 2 × 2 tiles, heads that read their places, a weight
+that falls to nothing, encoder, size and budget are ours.
 
     python -m hmtl_jax.prepare folder --source faces/ --label expression --name mine --data_dir data
     python -m hmtl_jax.main --config=configs/own.py --workdir=runs/mine
@@ -42,6 +42,6 @@ def get_config(arg: str = ""):
     config.optim.clip = 1.0
     config.optim.ema = 0.995
     if not supervised:
-        config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2)
+        config.pretexts.puzzle = recipe.pretext_task("puzzle", tiles=2, heads="places", weight=0.25)
         config.pretexts.puzzle.weight_schedule = "linear"  # to 0: the last steps are the task's
     return config
