@@ -14,7 +14,7 @@ from tests import tiny
 PRETEXTS = {
     "mae": {"targets": ("rgb", "lbp"), "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
     "puzzle": {"tiles": 2},
-    "rotation": {"tiles": 2},
+    "rotation": {"tiles": 2, "heads": "places"},
     "inpaint": {},
 }
 BATCH = tiny.batch(8) | {"image": np.zeros((8, 32, 32, 3), np.uint8)}
