@@ -50,6 +50,6 @@ def get_config(arg: str = ""):
         config.data.labelled = LABELLED
         config.data.unlabelled_share = 0.25
         config.pretexts.puzzle = recipe.pretext_task(
-            "puzzle", tiles=2, weight_schedule="linear", final_weight=0.0
+            "puzzle", tiles=2, heads="places", weight=0.25, weight_schedule="linear"
         )
     return config
