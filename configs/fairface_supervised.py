@@ -6,7 +6,8 @@ Paper: the data set is Karkkainen 2021. Encoder, schedule and augmentation are o
     python -m hmtl_jax.main --config=configs/fairface_supervised.py:cpu --workdir=runs/fairface
 
 Expected: the authors' ResNet-34, at 224 px and pre-trained, is reported at about 94 % for gender.
-This recipe has not been run to its end here.
+`:cpu`, from scratch on 10,793 of the 86,744 faces: test gender 87.1 %, race 59.8 (of seven), age
+group 50.2 (of nine), one seed (ours). Without `:cpu` it has not been run to its end here.
 
 A CNN of 1.9 million parameters at 96 px. `:cpu` is one of 0.48 million at 64 px: half a million
 faces, fifty times the 10,800 of the small copy.

@@ -73,6 +73,10 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(recipe, flags)]
 
 
+# The authors' heads, where a recipe has others.
+POOLED = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.weight=1.0")
+
+
 def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
     """FER+ with a share of the labels: alone, with masked views or a puzzle of all faces, and more.
     form: the recipe's argument. rows: faces with labels in each batch. Steps, these and the warm-up
@@ -85,7 +89,6 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
 
     few, hidden = f"--config.data.subset={share}", f"--config.data.labelled={share}"
-    pooled = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.weight=1.0")
     same = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
     rows = {
         "supervised": [method("supervised", few)],
@@ -97,8 +100,8 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "inpaint_all_faces": [method("inpaint", hidden)],
         "drloc_all_faces": [method("drloc", hidden)],
     }
-    if form == "cpu":  # where the recipe's heads are not the authors'
-        rows["puzzle_all_faces_pooled"] = [method("", hidden, *pooled)]
+    if form == "cpu":
+        rows["puzzle_all_faces_pooled"] = [method("", hidden, *POOLED)]
     return rows
 
 
@@ -109,12 +112,15 @@ def fairface(form: str) -> dict:
         words = [",".join(filter(None, (form, role))) for role in roles]
         return [(f"fairface_few_labels{said and ':' + said}", ()) for said in words]
 
-    return {
+    rows = {
         "supervised": method("supervised"),
         "masksub_all_faces": method("masksub"),
         "puzzle_all_faces": method(""),
         "puzzle_then_finetune": method("pretrain", "finetune"),
     }
+    if form == "cpu":
+        rows["puzzle_all_faces_pooled"] = one("fairface_few_labels:cpu", *POOLED)
+    return rows
 
 
 # Of every task on rendered faces, what is compared.
