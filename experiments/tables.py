@@ -90,7 +90,7 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
 
     few, hidden = f"--config.data.subset={share}", f"--config.data.labelled={share}"
     same = ("--config.data.labelled=1", "--config.data.unlabelled_share=0")
-    rows = {
+    methods = {
         "supervised": [method("supervised", few)],
         "masksub_all_faces": [method("masksub", hidden)],
         "puzzle_all_faces": [method("", hidden)],
@@ -101,8 +101,8 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "drloc_all_faces": [method("drloc", hidden)],
     }
     if form == "cpu":
-        rows["puzzle_all_faces_pooled"] = [method("", hidden, *POOLED)]
-    return rows
+        methods["puzzle_all_faces_pooled"] = [method("", hidden, *POOLED)]
+    return methods
 
 
 def fairface(form: str) -> dict:
