@@ -21,6 +21,7 @@ the puzzle alone; `finetune` then starts from its workdir, with `--config.init_f
     --config=configs/ferplus_few_labels.py:cpu,masksub    # sure answers hold for a masked view too
     --config=configs/ferplus_few_labels.py:cpu,inpaint
     --config=configs/ferplus_few_labels.py:cpu,drloc
+    --config=configs/ferplus_few_labels.py:cpu,mae        # L-SSAT's target, the LBP code
 """
 
 from configs import ferplus_supervised
@@ -34,6 +35,7 @@ PRETEXTS = {
     "masksub": {"threshold": 0.8},
     "inpaint": {},
     "drloc": {"pairs": 32, "dim": 128},
+    "mae": {"targets": ("lbp",), "mask_ratio": 0.75},
 }
 
 

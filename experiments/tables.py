@@ -53,7 +53,8 @@ class Table:
     """methods: name → stages, each a recipe with its flags; the first method is the baseline.
 
     A later stage starts from the encoder of the one before it. metric: TASK/METRIC of the last
-    stage's test report.
+    stage's test report. also: more of them. equal: method → the supervised one whose encoder sees
+    as many pictures, every view counted, and which so costs about as much.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Table:
     methods: Mapping[str, Sequence[tuple[str, Sequence[str]]]]
     seeds: int = 3
     also: Sequence[str] = ()
+    equal: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def percent(self) -> bool:
@@ -75,17 +77,34 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
 
 # The authors' heads, where a recipe has others.
 POOLED = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.weight=1.0")
+# How many times the steps of the others a table of few labels has besides, and what costs as much.
+LONGER = (2, 4, 8)
+EQUAL = {
+    "puzzle_then_finetune": "supervised_2x",
+    "puzzle_same_faces": "supervised_2x",
+    "drloc_all_faces": "supervised_2x",  # reads the clean view
+    "puzzle_all_faces": "supervised_4x",  # twice the faces, two views of each
+    "masksub_all_faces": "supervised_4x",
+    "inpaint_all_faces": "supervised_4x",
+    "mae_lbp_all_faces": "supervised_4x",
+    "puzzle_all_faces_pooled": "supervised_4x",
+    "puzzle_then_finetune_2x": "supervised_4x",
+    "puzzle_then_finetune_4x": "supervised_8x",
+    "puzzle_all_faces_2x": "supervised_8x",
+}
+# A recipe of FER+ with all labels, sized for an hour of one core.
+SMALL = ("--config.epochs=30", "--config.model.encoder=cnn24")
 
 
 def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
     """FER+ with a share of the labels: alone, with masked views or a puzzle of all faces, and more.
     form: the recipe's argument. rows: faces with labels in each batch. Steps, these and the warm-up
-    are equal, but for `supervised_longer`, which has twice the steps, for what a pretext costs.
+    are equal, but for the methods that say how many times the steps they have.
     """
 
-    def method(role: str, *flags: str, longer: int = 1) -> tuple[str, tuple[str, ...]]:
+    def method(role: str, *flags: str, times: int = 1) -> tuple[str, tuple[str, ...]]:
         words = ",".join(filter(None, (form, role)))
-        size = (f"--config.steps={longer * steps}", f"--config.eval_every={longer * steps // 6}")
+        size = (f"--config.steps={times * steps}", f"--config.eval_every={times * steps // 6}")
         return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
 
     few, hidden = f"--config.data.subset={share}", f"--config.data.labelled={share}"
@@ -96,10 +115,18 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "puzzle_all_faces": [method("", hidden)],
         "puzzle_then_finetune": [method("pretrain"), method("finetune", few)],
         "puzzle_same_faces": [method("", few, *same, f"--config.batch_size={rows}")],
-        "supervised_longer": [method("supervised", few, longer=2)],
         "inpaint_all_faces": [method("inpaint", hidden)],
         "drloc_all_faces": [method("drloc", hidden)],
+        "mae_lbp_all_faces": [method("mae", hidden)],
     }
+    for times in LONGER:
+        methods[f"supervised_{times}x"] = [method("supervised", few, times=times)]
+    for times in LONGER[:2]:
+        methods[f"puzzle_then_finetune_{times}x"] = [
+            method("pretrain", times=times),
+            method("finetune", few, times=times),
+        ]
+    methods["puzzle_all_faces_2x"] = [method("", hidden, times=2)]
     if form == "cpu":
         methods["puzzle_all_faces_pooled"] = [method("", hidden, *POOLED)]
     return methods
@@ -218,11 +245,13 @@ TABLES = {
         "FER+, 5 % of the labels, small CNN, 1,500 steps of 64",
         "expression/accuracy",
         few_labels("cpu", 0.05, 1500, 64),
+        equal=EQUAL,
     ),
     "ferplus_20_cpu": Table(
         "FER+, 20 % of the labels, small CNN, 3,600 steps of 64",
         "expression/accuracy",
         few_labels("cpu", 0.2, 3600, 64),
+        equal=EQUAL,
     ),
     "fairface_10_cpu": Table(
         "FairFace, 10 % of the labels, small CNN at 64 px, 1,500 steps of 64 with labels: gender",
@@ -235,12 +264,14 @@ TABLES = {
         "expression/accuracy",
         few_labels("", 0.05, 3000, 128),
         seeds=5,
+        equal=EQUAL,
     ),
     "ferplus_20": Table(
         "FER+, 20 % of the labels, CNN of 1.9 M, NVIDIA H200, 6,000 steps of 128 labelled faces",
         "expression/accuracy",
         few_labels("", 0.2, 6000, 128),
         seeds=5,
+        equal=EQUAL,
     ),
     "fairface_10": Table(
         "FairFace, 10 % of the labels, CNN of 1.9 M at 96 px on a GPU, 3,000 steps of 128: gender",
@@ -267,11 +298,11 @@ TABLES = {
         },
     ),
     "ferplus_100_cpu": Table(
-        "FER+, all labels, small CNN, 100 epochs",
+        "FER+, all labels, CNN of 0.27 M, 30 epochs",
         "expression/accuracy",
         {
-            "supervised": one("ferplus_supervised:cpu"),
-            "puzzle": one("ferplus_puzzle:cpu"),
+            "supervised": one("ferplus_supervised:cpu", *SMALL),
+            "puzzle": one("ferplus_puzzle:cpu", *SMALL),
         },
         seeds=1,
     ),
@@ -583,13 +614,19 @@ def render(table: Table, kept: Kept, seeds: Sequence[int]) -> str:
     cells = {name: [cell for cell in row if cell] for name, row in found.items()}
     base = [cell.value for cell in next(iter(cells.values()))]
     heads = (
-        "method", "seeds", "validation", "test", "difference", *table.also, "skill of the pretext",
-        "minutes a run",
+        "method", "seeds", "validation", "test", "difference",
+        *(["at equal cost"] if table.equal else []),
+        *table.also, "skill of the pretext", "minutes a run",
     )  # fmt: skip
     lines = [
         f"# {table.title}", "",
         f"Test {table.metric}{' in %' if table.percent else ''}, mean ± standard deviation over "
-        "seeds; the difference from the first row with Welch's 95 % interval.", "",
+        "seeds; the difference from the first row with Welch's 95 % interval."
+        + (
+            " At equal cost: from the supervised row whose encoder sees as many pictures, views "
+            "counted."
+            if table.equal else ""
+        ), "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
     ]  # fmt: skip
@@ -610,6 +647,7 @@ def render(table: Table, kept: Kept, seeds: Sequence[int]) -> str:
             spread(table.metric, validation),
             spread(table.metric, values),
             difference(table.metric, values, base) if name != first and base else "–",
+            *at_equal_cost(table, cells, name),
             *(
                 spread(key, [cell.also[key] for cell in row if key in cell.also])
                 for key in table.also
@@ -619,6 +657,17 @@ def render(table: Table, kept: Kept, seeds: Sequence[int]) -> str:
         )
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
+
+
+def at_equal_cost(table: Table, cells: Mapping[str, Sequence[Score]], name: str) -> list[str]:
+    """The column of a table that has one: how far a method is from what costs as much."""
+    if not table.equal:
+        return []
+    other = cells[table.equal[name]] if name in table.equal else []
+    if not other:
+        return ["–"]
+    ours, base = ([cell.value for cell in row] for row in (cells[name], other))
+    return [difference(table.metric, ours, base)]
 
 
 def spread(metric: str, values: Sequence[float]) -> str:

@@ -202,6 +202,29 @@ def test_validation_and_more_metrics_have_a_column(tmp_path):
     )
 
 
+def test_a_method_stands_against_what_costs_as_much_once_that_is_there(tmp_path):
+    table = dataclasses.replace(TABLE, equal={"two": "plain_2x"})
+    table = dataclasses.replace(
+        table, methods={**TABLE.methods, "plain_2x": tables.one("toy", "--config.steps=2")}
+    )
+    kept = tables.Kept(tmp_path / "cells.json", table)
+    for name, value in (("plain", 8.0), ("two", 5.0)):
+        kept.add(name, 0, tables.Score(value, {}, 60.0))
+    assert "| two | 1 | – | 5.00 | -3.00 | – | – | 1.0 |" in tables.render(table, kept, range(1))
+    kept.add("plain_2x", 0, tables.Score(6.0, {}, 120.0))
+    lines = tables.render(table, kept, range(1)).splitlines()
+    assert "| two | 1 | – | 5.00 | -3.00 | -1.00 | – | 1.0 |" in lines
+    assert "| plain_2x | 1 | – | 6.00 | -2.00 | – | – | 2.0 |" in lines
+
+
+def test_what_costs_as_much_is_a_method_of_its_table():
+    for name, table in tables.TABLES.items():
+        for method, other in table.equal.items():
+            # The authors' heads have a row on a CPU alone.
+            assert method in table.methods or method.endswith("pooled"), (name, method)
+            assert other in table.methods, (name, other)
+
+
 def test_cells_that_another_process_has_kept_stay(tmp_path):
     ours, theirs = (tables.Kept(tmp_path / "cells.json", TABLE) for _ in range(2))
     method = next(iter(TABLE.methods))

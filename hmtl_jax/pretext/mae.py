@@ -71,7 +71,7 @@ class Mae:
     reads: ClassVar = "own"
     unlearned: ClassVar[str] = (
         "a target that can be foreseen, such as 'rgb' or 'lbp_bits_4', "
-        "model.positions='centred', a larger weight, or a longer run"
+        "model.positions='centred' for a ViT, a larger weight, or a longer run"
     )
     network: ClassVar = None  # in which losses compare features
     needs_average: ClassVar = False
