@@ -299,6 +299,7 @@ def training(config: ConfigDict, made_tasks: Mapping, examples: int) -> Training
         ema=config.optim.ema,
         freeze=config.optim.freeze,
         skip_nonfinite=config.nonfinite == "skip",
+        layout=order.Layout.of(config.batch_size, config.data.unlabelled_share),
     )
 
 

@@ -36,6 +36,12 @@ class Program:
         own = all(pretext.reads == "own" for pretext in self.pretexts.values())
         return not own or any("clean" in reads for reads in self.model.reads.values())
 
+    @property
+    def tasks_alone_read_clean(self) -> bool:
+        """Whether nothing but a task reads the clean view in training: no row without labels."""
+        own = all(pretext.reads == "own" for pretext in self.pretexts.values())
+        return own and not self.model.fuse
+
     def views_of_one(self, rng: jax.Array) -> dict[str, View]:
         """Every view of one black image of the recipe's size."""
         size, keys = self.image_size, dict.fromkeys(self.pretexts, rng[None])

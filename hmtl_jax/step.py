@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from hmtl_jax import images, optim, sharding, weighting
-from hmtl_jax.data import augment
+from hmtl_jax.data import augment, order
 from hmtl_jax.models import frozen
 from hmtl_jax.program import Program, answers, make_views, skills, streams
 from hmtl_jax.state import TrainState, evaluation_variables
@@ -37,7 +37,8 @@ class Training:
     accumulate: micro-batches a step. ema: decay of the moving average, 0 for none.
     freeze: regular expression of the parameters that stay as they are, and with them the running
     statistics beside them; "" for none. skip_nonfinite: leave the state as it was where the loss
-    or a gradient is not finite.
+    or a gradient is not finite. layout: which rows of a batch have labels, where a share of it is
+    set aside for rows without.
     """
 
     program: Program
@@ -49,6 +50,11 @@ class Training:
     ema: float = 0.0
     freeze: str = ""
     skip_nonfinite: bool = False
+    layout: order.Layout = order.WHOLE
+
+    def layout_of(self, rows: int) -> order.Layout:
+        """The layout of a micro-batch of so many rows, whole where they make no whole units."""
+        return order.WHOLE if rows % self.layout.unit else self.layout
 
     @property
     def separate(self) -> bool:
@@ -83,7 +89,7 @@ def augmented(
         target, mask = task.target(batch)
         targets[name], masks[name] = task.flip(target, flipped), mask * labelled
     if cfg.mixup or cfg.cutmix:
-        images, partner, share = augment.mix(mix, images, cfg)
+        images, partner, share = augment.mix(mix, images, cfg, training.layout)
         targets = {name: augment.mix_target(t, partner, share) for name, t in targets.items()}
         # A mixed example has a label, or an image, only if both of its sources have one.
         masks = {n: jnp.where(share < 1.0, m * m[partner], m) for n, m in masks.items()}
@@ -97,11 +103,18 @@ def augmented(
 
 @jax.named_scope("losses")
 def leaf_losses(
-    program: Program, outputs: Mapping, said: Mapping, chunk: Mapping, targets: Mapping, features
+    program: Program,
+    outputs: Mapping,
+    said: Mapping,
+    chunk: Mapping,
+    clean: order.Layout,
+    targets: Mapping,
+    features,
 ):
-    """Every leaf's per-example loss, float32 [B].
+    """Every leaf's per-example loss, 0 where it does not count, float32 [B].
 
     outputs: by view. said: what of them answers each pretext's view, as program.answers has it.
+    clean: whose labelled rows the clean view has; of the other views there are all.
     """
     losses = {}
     for name, task in program.tasks.items():
@@ -109,12 +122,14 @@ def leaf_losses(
         for view in reads:
             leaf = name if len(reads) == 1 else f"{name}/{view}"
             target, mask = chunk["targets"][name], chunk["masks"][name]
-            losses[leaf] = task.loss(outputs[view][name], target, mask)
+            if view == "clean":
+                target, mask = clean.known(target), clean.known(mask)
+            losses[leaf] = task.loss(outputs[view][name], target, mask) * mask
     for view, target in targets.items():
-        pretext = program.pretexts[owner(view)]
+        pretext, mask = program.pretexts[owner(view)], chunk["masks"][owner(view)]
         found = pretext.losses(said[view], target, features[owner(view)])
         for part, loss in found.items():
-            losses[view if len(found) == 1 else f"{view}/{part}"] = loss
+            losses[view if len(found) == 1 else f"{view}/{part}"] = loss * mask
     return losses
 
 
@@ -225,9 +240,12 @@ def accumulated(training: Training, state: TrainState, examples, counts, slopes_
         return of_chunk(state.batch_stats, examples, rng)
     count = training.accumulate
 
-    # Row r goes to micro-batch r % count, so that each device keeps the rows that it has.
+    # Unit u goes to micro-batch u % count, so that each device keeps the rows that it has.
     def split(x):
-        return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+        rows, rest = x.shape[0] // count, x.shape[1:]
+        unit = training.layout_of(rows).unit
+        parts = jnp.moveaxis(x.reshape(-1, count, unit, *rest), 1, 0)
+        return parts.reshape(count, rows, *rest)
 
     def body(carry, chunk_and_rng):
         sums, batch_stats = carry
@@ -252,6 +270,8 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
     Pulled back once, with the slopes of the total, or once a leaf where they are wanted separately.
     """
     program = training.program
+    rows = chunk["images"].shape[0]
+    clean = training.layout_of(rows) if program.tasks_alone_read_clean else order.WHOLE
     divisors = {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
 
     def leaf_means(params):
@@ -261,6 +281,8 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
         views, targets = make_views(program, chunk["images"], chunk["keys"])
         if not program.needs_clean:
             del views["clean"]
+        else:
+            views["clean"] = jax.tree.map(clean.known, views["clean"])
         with frozen.running_statistics(training.freeze):
             outputs, updated = program.model.apply(
                 {"params": params, "batch_stats": batch_stats},
@@ -268,11 +290,8 @@ def chunk_gradients(training: Training, state, counts, slopes_of, batch_stats, c
             )  # fmt: skip
         features = {name: frozen_features(program, state, name) for name in program.pretexts}
         said = answers(program, outputs, targets)
-        losses = leaf_losses(program, outputs, said, chunk, targets, features)
-        means = {
-            leaf: jnp.sum(loss_b * chunk["masks"][owner(leaf)]) / divisors[owner(leaf)]
-            for leaf, loss_b in losses.items()
-        }
+        losses = leaf_losses(program, outputs, said, chunk, clean, targets, features)
+        means = {leaf: jnp.sum(loss_b) / divisors[owner(leaf)] for leaf, loss_b in losses.items()}
         errors = skills(program, said, targets, chunk["masks"])
         errors = {leaf: jnp.sum(errors_b2, axis=0) for leaf, errors_b2 in errors.items()}
         return means, (errors, updated.get("batch_stats", {}))

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from hmtl_jax import build, recipe, sharding, state, step
+from hmtl_jax.data import order
 from hmtl_jax.errors import UserError
-from hmtl_jax.models.hybrid import interleaved
+from hmtl_jax.models.hybrid import interleaved, separated
 from tests import tiny
 
 # 80 rows: no other axis of the model is as long, nor as a micro-batch of 40.
@@ -47,10 +48,10 @@ def run(training):
     return functools.cache(functools.partial(three_steps, training))
 
 
-def three_steps(training, name):
+def three_steps(training, name, more=None):
     data, fsdp = MESHES[name]
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-    rows = tiny.batch(ROWS, missing=(0, 2, 4, 6, 8, 50), invalid=(3, 79))
+    rows = tiny.batch(ROWS, missing=(0, 2, 4, 6, 8, 50), invalid=(3, 79)) | (more or {})
     with jax.set_mesh(mesh):
         where = jax.tree.map(lambda leaf: leaf.sharding, state.abstract(training, mesh))
         current = jax.device_put(tiny.first_state(training), where)
@@ -118,6 +119,31 @@ def test_views_that_share_a_call_stay_on_their_devices():
 
     text = jax.jit(encode).lower(rows["image"], rows["image"]).compile().as_text()
     assert not re.search(r"all-gather|all-to-all|collective-permute|\[(80|160),", text)
+
+
+def test_rows_with_labels_are_taken_and_encoded_where_they_are():
+    rows = sharding.to_devices({"image": np.zeros((80, 4, 4, 3), np.float32)}, sharding.make_mesh())
+
+    def encode(clean, puzzled):
+        clean = order.Layout.of(80, 0.5).known(clean)
+        return separated(jnp.sin(interleaved(clean, puzzled)), (40, 80))
+
+    text = jax.jit(encode).lower(rows["image"], rows["image"]).compile().as_text()
+    assert not re.search(r"all-gather|all-to-all|collective-permute|\[(40|80|120),", text)
+
+
+def test_devices_change_nothing_where_few_rows_have_labels():
+    config = tiny.config(ROWS, name="sgd", lr=0.1)
+    config.data.update(labelled=0.5, unlabelled_share=0.5)
+    config.pretexts = {"puzzle": recipe.pretext_task("puzzle", tiles=2)}
+    config.augment.update(mixup=0.8)
+    training = tiny.training(config)
+    rows = {"labelled": training.layout.laid(np.arange(ROWS) < ROWS // 2)}
+    one, many = (three_steps(training, name, rows) for name in ("one", "data"))
+    assert one.metrics[0]["count/expression"] > 30
+    for wanted, found in zip(one.metrics, many.metrics, strict=True):
+        for key, value in wanted.items():
+            assert found[key] == pytest.approx(value, rel=2e-5), key
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from skimage.feature import local_binary_pattern
 
 from hmtl_jax import build, infer, recipe, rules, state, step
-from hmtl_jax.data import augment
+from hmtl_jax.data import augment, order
 from hmtl_jax.program import make_views
 from hmtl_jax.state import evaluation_variables
 from tests import reference, tiny
@@ -707,6 +707,49 @@ def test_hidden_labels_count_as_missing_for_tasks_and_not_for_pretexts():
     assert told["count/expression"] == 4 and told["count/mae"] == 8
     for name, value in missing.items():
         np.testing.assert_allclose(told[name], value, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("stream, accumulate", [("clean", 1), ("clean", 2), ("siamese", 1)])
+def test_what_has_no_label_is_not_encoded_whole_and_nothing_else_changes(stream, accumulate):
+    """Against the step that encodes every row of the clean view, of which no loss reads half."""
+    training, before = puzzled(
+        **{
+            "stream": stream,
+            "optim.accumulate": accumulate,
+            "data.labelled": 0.5,
+            "data.unlabelled_share": 0.5,
+        }
+    )
+    assert training.layout == (1, 2)
+    batch = tiny.batch(8, missing=(2,), invalid=(4,)) | {"labelled": np.array([True, False] * 4)}
+    whole = dataclasses.replace(training, layout=order.WHOLE)
+    done, flops = [], []
+    for one in (training, whole):
+        compiled = build.jitted(step.train_step, one).lower(before, batch).compile()
+        done.append(compiled(before, batch))
+        flops.append(compiled.cost_analysis()["flops"])
+    (ours, metrics), (theirs, wanted) = done
+    assert metrics["count/expression"] == 2 and metrics["count/puzzle"] == 7
+    for name, value in wanted.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        ours.params, theirs.params,
+    )  # fmt: skip
+    if accumulate == 1:
+        assert flops[0] < 0.9 * flops[1]
+
+
+def test_the_clean_view_stays_whole_where_a_pretext_reads_it_or_micro_batches_are_uneven():
+    few = {"data.labelled": 0.5, "data.unlabelled_share": 0.25}
+    training, _ = puzzled(**few)
+    assert training.layout_of(8) == training.layout == (3, 4) and training.layout_of(2) == (1, 1)
+    assert training.program.tasks_alone_read_clean
+    config = config_of()
+    config.pretexts = {"drloc": recipe.pretext_task("drloc", pairs=4, dim=8)}
+    assert not tiny.training(config).program.tasks_alone_read_clean
+    fused, _ = puzzled(**{"model.fusion": "sum"})
+    assert not fused.program.tasks_alone_read_clean
 
 
 def test_the_parts_of_a_step_are_named_where_a_trace_shows_them(training):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hmtl_jax import limits
-from hmtl_jax.data import geometry, mixing
+from hmtl_jax.data import geometry, mixing, order
 from hmtl_jax.data.colour import color_jitter
 from hmtl_jax.data.mixing import mix_target
 from hmtl_jax.data.randaugment import MAX_MAGNITUDE, randaugment
@@ -159,10 +159,10 @@ def augment(rng: jax.Array, images_bhwc: jax.Array, cfg: Augment) -> tuple[jax.A
 
 
 def mix(
-    rng: jax.Array, images_bhwc: jax.Array, cfg: Augment
+    rng: jax.Array, images_bhwc: jax.Array, cfg: Augment, layout: order.Layout = order.WHOLE
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mixup and CutMix as `cfg` says: mixing.mix(), with its returns (images, partner, share)."""
-    return mixing.mix(rng, images_bhwc, cfg.mixup, cfg.cutmix)
+    return mixing.mix(rng, images_bhwc, cfg.mixup, cfg.cutmix, layout)
 
 
 def to_float(images_bhwc: jax.Array, size: int) -> jax.Array:

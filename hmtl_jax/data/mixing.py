@@ -1,8 +1,8 @@
 """Mixup (Zhang 2018, arXiv 1710.09412) and CutMix (Yun 2019, arXiv 1905.04899), drawn per example.
 
-The partner of an example is the one before it in the batch: batches are shuffled, so it is as
-random as a permutation, and on a sharded batch only one image per device crosses to its neighbour,
-where a permutation would send nearly all of them.
+The partner of an example is the one before it in the batch, of those with labels or of those
+without: batches are shuffled, so it is as random as a permutation, and on a sharded batch only an
+image or two per device cross to its neighbour, where a permutation would send nearly all of them.
 """
 
 import jax
@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from hmtl_jax.data import order
+
 BETA_LEVELS = 4096
 
 
 def mix(
-    rng: jax.Array, images_bhwc: jax.Array, mixup: float, cutmix: float
+    rng: jax.Array,
+    images_bhwc: jax.Array,
+    mixup: float,
+    cutmix: float,
+    layout: order.Layout = order.WHOLE,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mixes each image with its partner.
 
     mixup, cutmix: alpha of Beta(alpha, alpha), from which each example draws its share; 0 is off.
+    layout: which examples have labels.
     With both on, each example takes one of them, at even odds (timm draws once per batch).
     Returns (images of the same shape, partner int32 [B], share float32 [B]: the weight of the
     example's own label). For CutMix the share is the fraction of pixels that are really its own.
@@ -32,10 +39,24 @@ def mix(
     draw = jax.vmap(lambda key: own_weight(key, height, width, mixup, cutmix))
     weight_bhw = draw(keys)
     weight_bhw1 = weight_bhw[..., None]
-    others_bhwc = jnp.roll(images_bhwc, 1, axis=0)
+    others_bhwc = before(images_bhwc, layout)
     # In this form a weight of 0 or 1 copies pixels bit for bit.
     mixed_bhwc = weight_bhw1 * images_bhwc + (1.0 - weight_bhw1) * others_bhwc
-    return mixed_bhwc, (own - 1) % batch, weight_bhw.mean((1, 2))
+    return mixed_bhwc, before(own, layout), weight_bhw.mean((1, 2))
+
+
+def before(rows: jax.Array, layout: order.Layout) -> jax.Array:
+    """[B, …] → for each row the one before it of its kind, with labels or without; cyclic."""
+    found = jnp.roll(rows, 1, axis=0)
+    if layout == order.WHOLE:
+        return found
+    place_b = jnp.arange(rows.shape[0], dtype=jnp.int32) % layout.unit
+    place_b = place_b.reshape(-1, *(1,) * (rows.ndim - 1))
+    # The first of its kind in a unit has its partner in the unit before.
+    labelled, unit = layout
+    for first, count in ((0, labelled), (labelled, unit - labelled)):
+        found = jnp.where(place_b == first, jnp.roll(rows, unit - count + 1, axis=0), found)
+    return found
 
 
 def mix_target(target: jax.Array, partner: jax.Array, share: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Which records training reads, and which of them are in batch t: functions of seeds alone."""
 
 import functools
+import math
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +67,43 @@ def shared(weights: Sequence[float], count: int) -> list[int]:
     return found.tolist()
 
 
+class Layout(NamedTuple):
+    """Where in a batch the rows with labels lie: of every `unit` rows the first `labelled`.
+
+    So each device, however many there are, has its part of both kinds, and a step can take those
+    with labels without asking another device. (1, 1): no row is set aside for what has none.
+    """
+
+    labelled: int = 1
+    unit: int = 1
+
+    @classmethod
+    def of(cls, batch_size: int, unlabelled_share: float) -> "Layout":
+        """As a share of each batch without labels asks; at least one row of either kind."""
+        if not unlabelled_share:
+            return cls()
+        without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
+        units = math.gcd(batch_size, without)
+        return cls((batch_size - without) // units, batch_size // units)
+
+    def count(self, batch_size: int) -> int:
+        """How many rows of a batch have labels."""
+        return batch_size // self.unit * self.labelled
+
+    def known(self, rows: Any) -> Any:
+        """Of an array [B, …] of NumPy or JAX the rows with labels, in their order."""
+        if self.labelled == self.unit:
+            return rows
+        rest = rows.shape[1:]
+        return rows.reshape(-1, self.unit, *rest)[:, : self.labelled].reshape(-1, *rest)
+
+    def laid(self, rows: np.ndarray) -> np.ndarray:
+        """[B], those with labels before all others → as they lie in a batch."""
+        units, count = len(rows) // self.unit, self.count(len(rows))
+        parts = (rows[:count].reshape(units, -1), rows[count:].reshape(units, -1))
+        return np.concatenate(parts, axis=1).reshape(-1)
+
+
 class Pool(NamedTuple):
     """Records that share a part of every batch.
 
@@ -79,17 +117,21 @@ class Pool(NamedTuple):
     power: float = 1.0
 
 
+WHOLE = Layout()
+
+
 class Steps:
     """A process's rows of each training batch: step -> record numbers int32 [b], without end.
 
     A single pool is shuffled anew each epoch, and what fills no batch is left out of it; of
     several, or of one that is smaller than a batch, each is gone through again and again, to its
-    last record. share: the rows of the whole
-    batch that are this process's.
+    last record. share: the rows of the whole batch that are this process's. layout: where the rows
+    of pools with labels lie, which come before those without.
     """
 
-    def __init__(self, pools: Sequence[Pool], seed: int, share: slice):
+    def __init__(self, pools: Sequence[Pool], seed: int, share: slice, layout: Layout = WHOLE):
         self._pools, self._seed, self._share = pools, seed % 2**32, share
+        self._layout = layout
         self._memo: dict[tuple, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -102,7 +144,8 @@ class Steps:
             order = self._order(pool, epoch)
             rows = pool.numbers[order[step * pool.count : (step + 1) * pool.count]]
         else:
-            rows = np.concatenate([self._of_pool(pool, index) for pool in range(len(self._pools))])
+            parts = [self._of_pool(pool, index) for pool in range(len(self._pools))]
+            rows = self._layout.laid(np.concatenate(parts))
         return rows[self._share].astype(np.int32)
 
     def _of_pool(self, number: int, index: int) -> np.ndarray:

@@ -115,9 +115,15 @@ def train_batches(
             f"{batch_size}; use a smaller batch."
         )
     classes = column(source, stratify) if sampling != 1.0 and stratify is not None else None
-    pools = _pools(source, seen, unseen, batch_size, unlabelled_share, weights, classes, sampling)
+    layout = order.Layout.of(batch_size, unlabelled_share)
+    if unlabelled_share and not len(unseen):
+        raise errors.UserError(
+            f"data.unlabelled_share asks for pictures without labels, and {_name(source)} has none "
+            f"left beside {len(seen)} with labels; lower data.labelled, or set it to 0."
+        )
+    pools = _pools(source, seen, unseen, batch_size, layout, weights, classes, sampling)
     found = TrainBatches(
-        order.Steps(pools, seed, share),
+        order.Steps(pools, seed, share, layout),
         load,
         len(seen),
         examples,
@@ -135,7 +141,7 @@ def _pools(
     seen: np.ndarray,
     unseen: np.ndarray,
     batch_size: int,
-    unlabelled_share: float,
+    layout: order.Layout,
     weights: Sequence[float],
     classes: np.ndarray | None,
     sampling: float,
@@ -146,17 +152,16 @@ def _pools(
         of_each = None if classes is None else classes[numbers]
         return order.Pool(numbers, count, of_each, sampling)
 
-    without = 0
-    if unlabelled_share and len(unseen):
-        without = min(max(round(unlabelled_share * batch_size), 1), batch_size - 1)
+    known = layout.count(batch_size)
+    without = batch_size - known
     if not weights:
         if not without:
             together = np.sort(np.concatenate([seen, unseen]))
             if len(unseen):
                 return [order.Pool(together, batch_size)]
             return [pool(seen, batch_size)]
-        return [pool(seen, batch_size - without), order.Pool(unseen, without)]
-    counts = order.shared(weights, batch_size - without)
+        return [pool(seen, known), order.Pool(unseen, without)]
+    counts = order.shared(weights, known)
     found = []
     parts: Mapping[str, slice] = getattr(source, "parts", {})
     for (name, rows), count in zip(parts.items(), counts, strict=True):

@@ -1,11 +1,13 @@
 """The hybrid model: one encoder for every view, a head a task, a decoder a pretext."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hmtl_jax.images import normalise
 from hmtl_jax.view import View, owner
@@ -66,24 +68,37 @@ class Hybrid(nn.Module):
         return self.heads[task](stages, train=False)
 
     def encode(self, views: Mapping[str, View], *, train: bool = False) -> dict[str, dict]:
-        """Named views → named stages; views of equal shape share one call of the encoder."""
+        """Named views → named stages; views of equal size share one call of the encoder."""
         groups: dict[tuple, list[str]] = {}
         for name, view in views.items():
-            kept = None if view.keep is None else view.keep.shape
-            groups.setdefault((view.images.shape, kept), []).append(name)
+            kept = None if view.keep is None else view.keep.shape[1:]
+            groups.setdefault((view.images.shape[1:], kept), []).append(name)
         stages = {}
         for names in groups.values():
             joined = jax.tree.map(interleaved, *[views[name] for name in names])
             out = self.encoder(normalise(joined.images), joined.keep, train=train)
-            parts = {k: v.reshape(-1, len(names), *v.shape[1:]) for k, v in out.items()}
+            counts = [views[name].images.shape[0] for name in names]
+            parts = {key: separated(rows, counts) for key, rows in out.items()}
             for index, name in enumerate(names):
-                stages[name] = {key: part[:, index] for key, part in parts.items()}
+                stages[name] = {key: part[index] for key, part in parts.items()}
         return stages
 
 
 def interleaved(*rows_bx: jax.Array) -> jax.Array:
-    """[B, …] n times → [n B, …]: the first rows, then the second ones, and so on.
+    """Several [B, …], each with its own B → all their rows, [ΣB, …].
 
-    One after the other instead, each device would have to fetch the whole of a sharded batch.
+    The first rows of each, then the next ones, and so on: of each as many at a time as its part of
+    the whole is. One after the other instead, each device would have to fetch the whole of a
+    sharded batch.
     """
-    return jnp.stack(rows_bx, axis=1).reshape(-1, *rows_bx[0].shape[1:])
+    units = math.gcd(*(len(rows) for rows in rows_bx))
+    parts = [rows.reshape(units, -1, *rows.shape[1:]) for rows in rows_bx]
+    return jnp.concatenate(parts, axis=1).reshape(-1, *rows_bx[0].shape[1:])
+
+
+def separated(rows_nx: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
+    """Undoes `interleaved`; counts: the B of each."""
+    units, rest = math.gcd(*counts), rows_nx.shape[1:]
+    ends = np.cumsum(counts)[:-1] // units
+    parts = jnp.split(rows_nx.reshape(units, -1, *rest), ends, axis=1)
+    return [part.reshape(-1, *rest) for part in parts]

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hmtl_jax.data import augment as aug
+from hmtl_jax.data import mixing, order
 
 MIX = jax.jit(aug.mix, static_argnums=2)
 
@@ -39,6 +40,20 @@ def test_the_partner_is_the_example_before():
     _, partner, _ = MIX(jax.random.key(0), random_images(5), aug.Augment(16, mixup=1.0))
     assert partner.dtype == np.int32
     np.testing.assert_array_equal(partner, [4, 0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("layout", [(1, 2), (2, 3), (1, 4), (5, 12), (11, 12)])
+def test_the_partner_has_a_label_if_the_example_has_one(layout):
+    layout, rows = order.Layout(*layout), np.arange(12)
+    images = random_images(12)
+    mixed, partner, share = mixing.mix(jax.random.key(0), images, 1.0, 0.0, layout)
+    known = layout.known(rows)
+    kinds = (known, np.setdiff1d(rows, known))
+    for kind in kinds:
+        np.testing.assert_array_equal(partner[kind], np.roll(kind, 1))
+    share = np.asarray(share)[:, None, None, None]
+    wanted = share * images + (1 - share) * np.asarray(images)[partner]
+    np.testing.assert_allclose(mixed, wanted, atol=1e-6)
 
 
 def test_mixup_is_the_weighted_mean_of_both():

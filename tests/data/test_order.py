@@ -60,6 +60,32 @@ def test_processes_share_the_very_batch():
     assert (batches(pools, 9, seed=1) != whole).any()
 
 
+@pytest.mark.parametrize(
+    "share, wanted",
+    [(0.0, (1, 1)), (0.5, (1, 2)), (0.25, (3, 4)), (0.3, (7, 10)), (0.001, (79, 80))],
+)
+def test_a_layout_sets_a_share_of_each_batch_aside(share, wanted):
+    layout = order.Layout.of(80, share)
+    assert layout == wanted
+    rows = np.arange(80)
+    laid = layout.laid(rows)
+    assert sorted(laid) == rows.tolist() and layout.count(80) == len(layout.known(laid))
+    np.testing.assert_array_equal(layout.known(laid), rows[: layout.count(80)])
+    # Any whole number of units, as a device or a process has them, holds the same share.
+    for part in laid.reshape(-1, layout.unit):
+        assert (part < layout.count(80)).sum() == layout.labelled
+        assert (np.diff(part)[np.arange(1, layout.unit) != layout.labelled] == 1).all()
+
+
+def test_a_batch_is_laid_out_as_it_is_said_to_be():
+    pools = [order.Pool(np.arange(7), 6), order.Pool(np.arange(100, 140), 2)]
+    steps = order.Steps(pools, 0, slice(0, 8), order.Layout.of(8, 0.25))
+    found = np.array([steps[index] for index in range(20)])
+    np.testing.assert_array_equal(found >= 100, np.tile([0, 0, 0, 1], (20, 2)))
+    plain = order.Steps(pools, 0, slice(0, 8))
+    assert all(sorted(steps[index]) == sorted(plain[index]) for index in range(20))
+
+
 @pytest.mark.parametrize("pools", [[(np.arange(30), 10)], [(np.arange(7), 4), (np.arange(9), 6)]])
 def test_a_batch_depends_on_its_number_alone(pools):
     steps = order.Steps([order.Pool(*pool) for pool in pools], 5, ALL)

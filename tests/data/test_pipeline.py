@@ -474,6 +474,13 @@ def test_pictures_of_another_set_have_their_share_of_each_batch_and_no_labels():
     for batch in take(batches, 12):
         assert batch["labelled"].sum() == 2 and batch["valid"].all()
         np.testing.assert_array_equal(batch["labelled"], batch["index"] < 20)
+        np.testing.assert_array_equal(batch["labelled"], [True, False, False, False] * 2)
         assert not batch["expression"][~batch["labelled"]].any()
     seen = np.concatenate([batch["index"] for batch in take(batches, 20)])
     assert set(range(20)) < set(seen) and seen.max() < 70
+
+
+def test_a_share_without_labels_needs_such_pictures():
+    options = {"labels": ["expression"], "batch_size": 8, "unlabelled_share": 0.5}
+    with pytest.raises(errors.UserError, match=r"unlabelled_share asks for .* none left beside 20"):
+        train(Records(20), labelled=1.0, **options)

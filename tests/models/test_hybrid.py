@@ -84,6 +84,19 @@ def test_views_of_equal_shape_share_a_call_and_keep_their_rows(variables):
             np.testing.assert_array_equal(together[name][stage], value)
 
 
+def test_views_of_fewer_rows_share_the_call_too(variables):
+    calls: list = []
+    views = {"clean": view(0, batch=4), "a": view(1, batch=6), "b": view(2, 3, batch=6)}
+    encode = lambda views: hybrid(calls).apply(variables, views, method="encode")  # noqa: E731
+    together = encode(views)
+    assert sorted(calls, key=str) == sorted(
+        [((10, 4, 4, 3), None), ((6, 4, 4, 3), (6, 3))], key=str
+    )
+    for name, one in views.items():
+        for stage, value in encode({name: one})[name].items():
+            np.testing.assert_array_equal(together[name][stage], value)
+
+
 def test_the_encoder_reads_normalised_images(variables):
     stages = hybrid([]).apply(variables, {"clean": view(0)}, method="encode")["clean"]
     wanted = reference.normalise(np.asarray(view(0).images, np.float64))[:, 0, 0]
