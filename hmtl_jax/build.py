@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from hmtl_jax import limits, optim, pretext, recipe, sharding, step, tasks, weighting
 from hmtl_jax.data import augment, order, pipeline
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.models import decoders, encoders, heads, hybrid
+from hmtl_jax.models import decoders, encoders, heads, hybrid, vit
 from hmtl_jax.program import Program
 from hmtl_jax.recipe import steps_per_epoch, total_steps
 from hmtl_jax.step import Training
@@ -246,7 +246,8 @@ def _check_sizes(config: ConfigDict, made_pretexts: Mapping) -> None:
     """A table of learned positions has one size; fixed ones are computed for any."""
     for name, made in made_pretexts.items():
         others = set(made.sizes_of_views) - {config.data.image_size}
-        if others and "/" in config.model.encoder and config.model.positions == "learned":
+        learned = config.model.positions == "learned" and vit.is_vit(config.model.encoder)
+        if others and learned:
             raise UserError(
                 f"pretexts.{name}.sizes holds {sorted(others)}, which learned positions do not "
                 "fit; set model.positions to 'sincos' or 'centred'."

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from hmtl_jax import checkpoint, files, trained
 from hmtl_jax.cluster import say
 from hmtl_jax.errors import UserError
-from hmtl_jax.models import pretrained
+from hmtl_jax.models import pretrained, vit
 from hmtl_jax.state import TrainState, count, with_encoder
 
 PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -55,7 +55,7 @@ def encoder(config: ConfigDict, ours: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_positions(config: ConfigDict, path: str, theirs: ConfigDict) -> None:
     ours, made = config.model.positions, theirs.model.positions
-    if "/" in config.model.encoder and ours != made:
+    if vit.is_vit(config.model.encoder) and ours != made:
         raise UserError(
             f"init_from {path} was trained with model.positions {made!r}, and the recipe has "
             f"{ours!r}; set model.positions to {made!r}."

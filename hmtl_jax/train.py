@@ -286,7 +286,7 @@ def describe(
 
 def takes_cudnn(config: ConfigDict) -> bool:
     """Whether cuDNN's attention computes what this encoder asks of it, on these devices."""
-    if "/" not in config.model.encoder:
+    if not vit.is_vit(config.model.encoder):
         return False
     size = vit.parse(config.model.encoder)
     return layers.cudnn_takes(config.model.dtype, size.dim // size.heads)

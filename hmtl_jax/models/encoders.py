@@ -61,7 +61,7 @@ def of_convolutions(name: str, module: Any) -> Encoder:
     return Encoder(cell, False, make, check)
 
 
-# Module of each name without its `-small`; a name with a slash is a ViT's.
+# Module of each name without its `-small`.
 CONVOLUTIONAL = {name: module for module in (cnn, resnet, efficientnet) for name in module.SIZES}
 
 
@@ -70,7 +70,7 @@ def parse(name: str, stem: str = "patch") -> Encoder:
 
     stem: of a ViT; UserError where it does not fit the patch, or the encoder is no ViT.
     """
-    if "/" in name:
+    if vit.is_vit(name):
         return of_vit(name, stem)
     if stem != "patch":
         raise UserError(

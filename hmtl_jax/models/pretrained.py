@@ -160,7 +160,7 @@ def cnn_table(name: str) -> Table:
 
 
 def _table(name: str, learned: bool) -> Table:
-    if "/" in name:
+    if vit.is_vit(name):
         return vit_table(name, learned)
     tables = dict.fromkeys(resnet.SIZES, resnet_table) | dict.fromkeys(cnn.SIZES, cnn_table)
     tables |= dict.fromkeys(efficientnet.SIZES, efficientnet_table)
@@ -200,7 +200,7 @@ def load(
             "fine-tuning makes it, and ours norms before it averages: take MAE's pretraining file, "
             "or one fine-tuned with the cls token."
         )
-    given = theirs.get("pos_embed") if "/" in name else None
+    given = theirs.get("pos_embed") if vit.is_vit(name) else None
     if given is not None and POSITIONS in ours:
         theirs["pos_embed"] = _on_grid(given, ours)
     elif given is not None:
@@ -323,12 +323,12 @@ def save(
     ours = _unstacked({key: np.asarray(leaf, np.float32) for key, leaf in _flat(variables).items()})
     table = _table(name, POSITIONS in ours)
     tensors = {key: layout.outwards(ours[to]) for key, (to, layout) in table.items()}
-    if "/" in name and "pos_embed" not in table:
+    if vit.is_vit(name) and "pos_embed" not in table:
         size = vit.parse(name)
         grid = vit.grid_of(image_size, size.patch)
         tensors["pos_embed"] = vit.with_cls(positions, grid, grid, size.dim)[None]
     if head is not None:
-        called = "head" if "/" in name else HEADS.get(split_name(name)[0][:6], "head")
+        called = "head" if vit.is_vit(name) else HEADS.get(split_name(name)[0][:6], "head")
         kernel, bias = (np.asarray(head[part], np.float32) for part in ("kernel", "bias"))
         tensors |= {f"{called}.weight": kernel.T, f"{called}.bias": bias}
     # Its writer takes memory as it lies, whatever the strides.

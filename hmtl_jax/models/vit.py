@@ -247,6 +247,11 @@ class Size:
     heads: int
 
 
+def is_vit(name: str) -> bool:
+    """Whether a `model.encoder` is one of these: they alone say their patch."""
+    return "/" in name
+
+
 def parse(name: str) -> Size:
     """`"Ti/16"` … `"H/14"` or `"DIMxDEPTHxHEADS/PATCH"` → Size; raises UserError otherwise."""
     size, slash, patch = name.partition("/")
