@@ -286,7 +286,7 @@ def about(
         "std": ",".join(map(str, IMAGENET_STD)),
         "resize": RESIZE,
     }
-    if "/" not in name:
+    if not vit.is_vit(name):
         ours = "none: the network is ours" if name in cnn.SIZES else "none: its stem is ours"
         model = f"timm.create_model({name!r}, num_classes={outputs})"
         own = name in cnn.SIZES or name.endswith("-small")
