@@ -77,10 +77,13 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
 
 # The authors' heads, where a recipe has others.
 POOLED = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.weight=1.0")
+# A puzzle that needs heads of places to be solved at all.
+HARDER = ("--config.pretexts.puzzle.tiles=3", "--config.pretexts.puzzle.heads=places")
 # How many times the steps of the others a table of few labels has besides, and what costs as much.
 LONGER = (2, 3, 4, 6, 8)
 EQUAL = {
     "puzzle_then_finetune": "supervised_2x",
+    "puzzle_3x3_then_finetune": "supervised_2x",
     "puzzle_same_faces": "supervised_2x",
     "drloc_all_faces": "supervised_2x",  # reads the clean view
     "puzzle_all_faces": "supervised_3x",  # a view of twice the faces, and those with labels whole
@@ -114,6 +117,7 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "masksub_all_faces": [method("masksub", hidden)],
         "puzzle_all_faces": [method("", hidden)],
         "puzzle_then_finetune": [method("pretrain"), method("finetune", few)],
+        "puzzle_3x3_then_finetune": [method("pretrain", *HARDER), method("finetune", few)],
         "puzzle_same_faces": [method("", few, *same, f"--config.batch_size={rows}")],
         "inpaint_all_faces": [method("inpaint", hidden)],
         "drloc_all_faces": [method("drloc", hidden)],
