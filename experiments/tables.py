@@ -313,8 +313,13 @@ TABLES = {
     "synthetic_expression": Table(
         "The demo: rendered faces, eight expressions from 401 labels, with and without a puzzle",
         "expression/accuracy",
-        {"supervised": one("synthetic:supervised"), "puzzle": one("synthetic")},
+        {
+            "supervised": one("synthetic:supervised"),
+            "puzzle": one("synthetic"),
+            "supervised_2x": one("synthetic:supervised", "--config.steps=800"),
+        },
         seeds=5,
+        equal={"puzzle": "supervised_2x"},
     ),
 } | {
     f"synthetic_{task}": Table(
