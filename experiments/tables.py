@@ -86,6 +86,7 @@ EQUAL = {
     "puzzle_3x3_then_finetune": "supervised_2x",
     "puzzle_same_faces": "supervised_2x",
     "drloc_all_faces": "supervised_2x",  # reads the clean view
+    "drloc_same_faces": "supervised",
     "puzzle_all_faces": "supervised_3x",  # a view of twice the faces, and those with labels whole
     "inpaint_all_faces": "supervised_3x",
     "mae_lbp_all_faces": "supervised_3x",
@@ -121,6 +122,7 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "puzzle_same_faces": [method("", few, *same, f"--config.batch_size={rows}")],
         "inpaint_all_faces": [method("inpaint", hidden)],
         "drloc_all_faces": [method("drloc", hidden)],
+        "drloc_same_faces": [method("drloc", few, *same, f"--config.batch_size={rows}")],
         "mae_lbp_all_faces": [method("mae", hidden)],
     }
     for times in LONGER:
