@@ -247,6 +247,12 @@ TABLES = {
         ),
         seeds=1,
     ),
+    "ferplus_1_cpu": Table(
+        "FER+, 1 % of the labels, small CNN, 1,000 steps of 64",
+        "expression/accuracy",
+        few_labels("cpu", 0.01, 1000, 64),
+        equal=EQUAL,
+    ),
     "ferplus_5_cpu": Table(
         "FER+, 5 % of the labels, small CNN, 1,500 steps of 64",
         "expression/accuracy",
