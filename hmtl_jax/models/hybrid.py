@@ -91,14 +91,21 @@ def interleaved(*rows_bx: jax.Array) -> jax.Array:
     the whole is. One after the other instead, each device would have to fetch the whole of a
     sharded batch.
     """
-    units = math.gcd(*(len(rows) for rows in rows_bx))
+    units = _units([rows.shape[0] for rows in rows_bx])
     parts = [rows.reshape(units, -1, *rows.shape[1:]) for rows in rows_bx]
     return jnp.concatenate(parts, axis=1).reshape(-1, *rows_bx[0].shape[1:])
 
 
 def separated(rows_nx: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
     """Undoes `interleaved`; counts: the B of each."""
-    units, rest = math.gcd(*counts), rows_nx.shape[1:]
-    ends = np.cumsum(counts)[:-1] // units
+    units, rest = _units(counts), rows_nx.shape[1:]
+    ends = np.cumsum([count // units for count in counts])[:-1]
     parts = jnp.split(rows_nx.reshape(units, -1, *rest), ends, axis=1)
     return [part.reshape(-1, *rest) for part in parts]
+
+
+def _units(counts: Sequence[int]) -> int:
+    """Into how many equal parts all of them can be cut at most."""
+    if all(count == counts[0] for count in counts):
+        return counts[0]  # an exported program's own, which is no number yet
+    return math.gcd(*counts)
