@@ -9,8 +9,8 @@ Clean stream, 2 × 2 tiles, encoder and budget are ours, and on a CPU the heads 
 
 Expected (ours, three seeds, an NVIDIA H200): test 76.94 ± 0.25 % with the puzzle, 76.07 ± 0.52 with
 `masksub`, 74.92 ± 0.23 supervised; with a fifth of the labels and 6,000 steps 82.61 ± 0.32, 82.95 ±
-0.19 and 82.06 ± 0.34. `:cpu`, one seed: 74.63 with the puzzle beside the task, 73.80 with the puzzle
-first, 71.21 supervised, 73.83 supervised in four times the steps, which cost more than any of these.
+0.19 and 82.06 ± 0.34. `:cpu`, one seed: 74.63 with the puzzle beside the task, 73.80 with it
+first, 71.21 supervised, 73.83 supervised in four times the steps, which cost more than either.
 `python -m experiments.tables` `ferplus_5`, `ferplus_20`, `ferplus_5_cpu` (`_2x`), `ferplus_1_cpu`.
 
 `supervised` sees the faces with labels alone, for as many steps of as many of them: the others have

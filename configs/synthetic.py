@@ -7,8 +7,8 @@ Paper: HMTL (arXiv 2105.06421) is the method; the faces, the encoder and all set
     python -m hmtl_jax.main --config=configs/synthetic.py --workdir=runs/demo/puzzle
 
 Expected: 52 ± 4 % on test without the puzzle, 67 ± 4 with it, 57 ± 4 without it in twice the steps
-(ours, five seeds, in experiments/synthetic_expression.md); a linear model on pixels has 40.1 % from 6,000 labels, the
-most frequent class 20.8.
+(ours, five seeds, in experiments/synthetic_expression.md); a linear model on pixels has 40.1 %
+from 6,000 labels, the most frequent class 20.8.
 
 Eight expressions are learnt from 401 labels. `supervised` sees those faces alone; without it, a
 quarter of each batch are faces without a label, and of all faces the encoder also says which
