@@ -33,14 +33,17 @@ class Program:
     @property
     def needs_clean(self) -> bool:
         """Whether a task or a pretext reads the clean view in training."""
-        own = all(pretext.reads == "own" for pretext in self.pretexts.values())
-        return not own or any("clean" in reads for reads in self.model.reads.values())
+        tasks = any("clean" in reads for reads in self.model.reads.values())
+        return tasks or not self._pretexts_read_their_own
 
     @property
     def tasks_alone_read_clean(self) -> bool:
         """Whether nothing but a task reads the clean view in training: no row without labels."""
-        own = all(pretext.reads == "own" for pretext in self.pretexts.values())
-        return own and not self.model.fuse
+        return self._pretexts_read_their_own and not self.model.fuse
+
+    @property
+    def _pretexts_read_their_own(self) -> bool:
+        return all(pretext.reads == "own" for pretext in self.pretexts.values())
 
     def views_of_one(self, rng: jax.Array) -> dict[str, View]:
         """Every view of one black image of the recipe's size."""
