@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from experiments.tables import HERE, TABLES, Kept, Table
-from hmtl_jax.figures import COLOURS
+from hmtl_jax import figures
 from hmtl_jax.metrics import names
 
 
@@ -41,12 +41,10 @@ def points(table: Table, kept: Kept) -> dict[str, list[tuple[int, list[float]]]]
 
 def draw(path: pathlib.Path, table: Table, kept: Kept) -> None:
     """Means as dots, with the deviation over seeds where there are several."""
-    from matplotlib.figure import Figure
-
     scale, unit = names.shown_in(table.metric)
-    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    figure = figures.blank(6.4, 4.0)
     axis = figure.add_subplot()
-    for colour, (name, row) in zip(COLOURS, points(table, kept).items(), strict=False):
+    for colour, (name, row) in zip(figures.COLOURS, points(table, kept).items(), strict=False):
         x = [at for at, _ in row]
         y = [scale * np.mean(values) for _, values in row]
         spread = [scale * np.std(values, ddof=1) if len(values) > 1 else 0 for _, values in row]
@@ -59,7 +57,7 @@ def draw(path: pathlib.Path, table: Table, kept: Kept) -> None:
     axis.set_title(table.title, fontsize=9)
     axis.grid(alpha=0.2)
     axis.legend(fontsize=8, loc="lower right")
-    figure.savefig(path, metadata={"Software": None})
+    figures.save(figure, path)
 
 
 def main() -> None:

@@ -6,12 +6,15 @@ matplotlib is imported where it draws, and never through pyplot, whose state is 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hmtl_jax import errors
 from hmtl_jax.metrics import names, writer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -39,7 +42,7 @@ def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarra
     (num_rows,) = rows
     cell, head, edge = 1.5, 0.34, 0.06  # inches
     width, height = cell * len(arrays) + 2 * edge, cell * num_rows + head + edge
-    figure = _figure(width, height)
+    figure = blank(width, height, fitted=False)
     axes = figure.subplots(num_rows, len(arrays), squeeze=False)
     left, bottom, top = edge / width, edge / height, 1 - head / height
     figure.subplots_adjust(left, bottom, 1 - left, top, wspace=0.04, hspace=0.04)
@@ -47,7 +50,7 @@ def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarra
         axes[0, column].set_title(title, fontsize=9, pad=6)
         for row, image in enumerate(images):
             _show(axes[row, column], image)
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -> None:
@@ -98,13 +101,13 @@ def compared_curves(
 def _draw_panels(path, panels):
     num_columns = min(2, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    figure = _figure(5.4 * num_columns, 3.3 * num_rows, layout="constrained")
+    figure = blank(5.4 * num_columns, 3.3 * num_rows)
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
         _draw_panel(axis, title, series)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion_matrix(
@@ -124,7 +127,7 @@ def confusion_matrix(
     shares = counts / np.maximum(totals, 1)
     legible = len(class_names) <= 20
     side = max(2.4, 0.72 * len(class_names)) if legible else 9.0
-    figure = _figure(side + 1.6, side + 1.4, layout="constrained")
+    figure = blank(side + 1.6, side + 1.4)
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     correct = np.trace(counts) / max(counts.sum(), 1)
@@ -136,7 +139,7 @@ def confusion_matrix(
     else:
         bar = figure.colorbar(image, ax=axis, shrink=0.7, format=lambda share, _: f"{share:.0%}")
         bar.set_label("share of the true class")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _name_cells(axis, class_names, truths):
@@ -247,15 +250,17 @@ def _scale(axis, title, values):
         axis.set_yscale("log")
 
 
-def _figure(width, height, layout=None):
+def blank(width: float, height: float, fitted: bool = True) -> "Figure":
+    """A white page, its sides in inches; fitted: its parts find their own places."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    layout = "constrained" if fitted else None
     figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure, path):
-    # Without matplotlib's version in the file, equal pictures are equal bytes.
+def save(figure: "Figure", path: str | os.PathLike) -> None:
+    """Writes a page as PNG: without matplotlib's version in it, equal pictures are equal bytes."""
     figure.savefig(path, format="png", metadata={"Software": None})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import tables
+from experiments import curve, tables
 from hmtl_jax import lock
 from hmtl_jax.files import write_json
 
@@ -254,3 +254,19 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, monkeypatch, c
     assert "plain, seed 0, is left" in capsys.readouterr().out
     tables.main()
     assert ran == [("two", 0), ("plain", 0)]
+
+
+def test_methods_stand_in_the_picture_at_what_they_cost(tmp_path):
+    stages = {name: tables.one(name) for name in ("supervised", "joint", "supervised_3x", "odd")}
+    table = tables.Table("toy", "pose/mae", stages, seeds=2, equal={"joint": "supervised_3x"})
+    kept = tables.Kept(tmp_path / "cells.json", table)
+    for name, seed, value in (("supervised", 0, 4.0), ("supervised", 1, 6.0), ("joint", 0, 3.0)):
+        kept.add(name, seed, tables.Score(value, {}, 60.0))
+    for name, value in (("supervised_3x", 3.5), ("odd", 9.0)):
+        kept.add(name, 0, tables.Score(value, {}, 60.0))
+    assert curve.points(table, kept) == {
+        "supervised": [(1, [4.0, 6.0]), (3, [3.5])],
+        "joint": [(3, [3.0])],  # nothing says what the odd one costs
+    }
+    curve.draw(tmp_path / "toy.png", table, kept)
+    assert (tmp_path / "toy.png").read_bytes()[1:4] == b"PNG"

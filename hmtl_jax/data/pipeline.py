@@ -119,7 +119,8 @@ def train_batches(
     if unlabelled_share and not len(unseen):
         raise errors.UserError(
             f"data.unlabelled_share asks for pictures without labels, and {_name(source)} has none "
-            f"left beside {len(seen)} with labels; lower data.labelled, or set it to 0."
+            f"left beside {len(seen)} with labels; lower data.labelled, or set "
+            "data.unlabelled_share to 0."
         )
     pools = _pools(source, seen, unseen, batch_size, layout, weights, classes, sampling)
     found = TrainBatches(
