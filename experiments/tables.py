@@ -493,8 +493,10 @@ def run_cell(
         print(f"{method}, seed {seed}: {' '.join(command[1:])}", flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
         code, seconds = timed(command, workdir, place)
-        if not results.newest_report(workdir, "test") and time.monotonic() > place.until:
-            return False  # stopped at its checkpoint
+        stopped = not code or time.monotonic() > place.until  # at its checkpoint, if not done
+        if stopped and not results.newest_report(workdir, "test"):
+            print(f"{method}, seed {seed}, was stopped; the same command goes on with it")
+            return False
         if code:
             sys.exit(f"error: the run ended with status {code}; see {workdir / 'log.txt'}.")
         write_json(workdir / DONE, {"recipe": recipe, "flags": list(flags), "seconds": seconds})

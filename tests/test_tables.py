@@ -94,11 +94,14 @@ def test_only_what_is_missing_is_run_and_a_failed_stage_is_not_done(tmp_path, mo
 
     def timed(command, workdir, place):
         commands.append(command)
+        if len(commands) == 1:
+            write_json(workdir / "eval" / "test-7.json", {"step": 7, "pose": {"mae": 4.0}})
         return len(commands) - 1, 60.0
 
     monkeypatch.setattr(tables, "timed", timed)
     cell = (tmp_path, "two", 0, TABLE.methods["two"], "data", HERE)
-    tables.run_cell(*cell)
+    (tables.stage_dir(tmp_path, "two", 0, 1) / "eval").mkdir(parents=True)
+    assert tables.run_cell(*cell)
     (command,) = commands
     assert "--config=configs/toy.py:finetune" in command
     assert f"--config.init_from={tables.stage_dir(tmp_path, 'two', 0, 0)}" in command
@@ -186,6 +189,14 @@ def test_a_cell_that_is_out_of_time_is_stopped_and_goes_on_another_time(tmp_path
     assert (tmp_path / "log.txt").read_text() == "saved\n"
     late = dataclasses.replace(HERE, until=time.monotonic() - 1)
     assert not tables.run_cell(tmp_path, "plain", 0, TABLE.methods["plain"], "data", late)
+
+
+def test_a_training_that_a_signal_stopped_is_not_done(tmp_path, monkeypatch, capsys):
+    """It ends with status 0, at its checkpoint, and has no report."""
+    monkeypatch.setattr(tables, "timed", lambda *_: (0, 60.0))
+    assert not tables.run_cell(tmp_path, "plain", 0, TABLE.methods["plain"], "data", HERE)
+    assert "plain, seed 0, was stopped" in capsys.readouterr().out
+    assert tables.score(tmp_path, TABLE, "plain", 0) is None
 
 
 def test_validation_and_more_metrics_have_a_column(tmp_path):
