@@ -122,7 +122,9 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True, help="a recipe of configs/, with its argument")
     parser.add_argument("--rows", type=int, default=0, help="of a batch; 0: the recipe's")
-    parser.add_argument("--labels", default="expression=8", help="as --config.plan.labels")
+    parser.add_argument(
+        "--labels", default="expression=8,expression_soft=8", help="as --config.plan.labels"
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--picture", help="a PNG to draw the last step into")
     args = parser.parse_args()
