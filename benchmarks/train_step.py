@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from hmtl_jax import build, optim, recipe, rules, state, step
+from hmtl_jax import build, optim, plan, recipe, rules, state, step
 from hmtl_jax.models import encoders, vit
 from hmtl_jax.program import make_views
 
@@ -81,11 +81,11 @@ class Ours:
         self.batch = batch_of(args)
         jitted = build.jitted(step.train_step, self.training, donate_argnums=0)
         started = time.perf_counter()
-        self.step = jitted.lower(self.state, self.batch).compile()
+        traced = jitted.trace(self.state, self.batch)
+        self.step = traced.lower().compile()
         self.compile_seconds = time.perf_counter() - started
-        costs, memory = self.step.cost_analysis(), self.step.memory_analysis()
-        assert costs is not None and memory is not None, "this backend analyses no programs"
-        self.flops = costs["flops"]
+        memory, self.flops = self.step.memory_analysis(), plan.operations(traced)
+        assert memory is not None, "this backend analyses no programs"
         self.bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
     def seconds(self, steps: int) -> float:

@@ -6,7 +6,7 @@ largest axis that divides, so that weights, their gradients, moments and moving 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -157,6 +157,21 @@ def taken(rows: jax.Array, index_b: jax.Array) -> jax.Array:
 
     specs = (BATCH, PartitionSpec())
     return jax.shard_map(part, in_specs=specs, out_specs=BATCH)(rows, index_b)
+
+
+def summed_over_batch(function: Callable, *rows: jax.Array) -> jax.Array:
+    """Inside jit: function(*rows), which is a sum over rows, made on each device of its own ones.
+
+    So a loop in it needs the other devices once, after its end, and not at each turn.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or len(rows[0]) % mesh.size:
+        return function(*rows)
+
+    def part(*mine: jax.Array) -> jax.Array:
+        return jax.lax.psum(function(*mine), BATCH[0])
+
+    return jax.shard_map(part, in_specs=BATCH, out_specs=PartitionSpec())(*rows)
 
 
 def over_batch(tree: Any) -> Any:

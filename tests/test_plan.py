@@ -1,8 +1,10 @@
 """What a run would take: counted parts, collectives by hand, and a batch that fits and no more."""
 
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from hmtl_jax import build, plan, sharding, state, step
@@ -52,6 +54,19 @@ def test_a_device_of_eight_does_an_eighth_and_holds_less(planned):
     one, data, fsdp = (planned[name] for name in ("one", "data", "fsdp"))
     assert 0.1 < data.operations / one.operations < 0.3
     assert one.peak > data.peak > 0 and fsdp.arguments < data.arguments < one.arguments
+
+
+def test_every_row_of_a_convolution_counts():
+    """The step of a CNN takes three times the operations of its forward pass, on any platform."""
+    cfg = config()
+    cfg.model.encoder, cfg.data.image_size, cfg.pretexts = "cnn16", 48, {}
+    with jax.set_mesh(mesh := sharding.make_mesh(1, 1, jax.devices()[:1])):
+        found = plan.Planned.of(cfg, plan.training_split(cfg), mesh, 16)
+    model = tiny.training(cfg).program.model
+    images = jax.ShapeDtypeStruct((16, 48, 48, 3), jnp.float32)
+    variables = jax.eval_shape(tiny.training(cfg).program.init_model, jax.random.key(0))
+    forward = jax.jit(functools.partial(model.apply, method="features")).trace(variables, images)
+    assert 2.5 < found.operations / plan.operations(forward) < 3.5
 
 
 def test_what_devices_send_each_other(planned):

@@ -4,8 +4,8 @@ So imported weights give the outputs that they gave there. Parameters and statis
 convolutions run in `dtype`.
 
 On a CPU, XLA computes a convolution and its pull-back to the images near the processor's peak, if
-they are f32, and the gradient of the kernel at a tenth of that. There it is written as k² products,
-one for each place in the kernel (benchmarks/RESULTS.md). All else takes XLA's own, everywhere.
+they are f32, and the gradient of the kernel at a tenth of that. There it is written as products,
+one for each row of the map (benchmarks/RESULTS.md). All else takes XLA's own, everywhere.
 """
 
 import functools
@@ -18,9 +18,7 @@ import jax.numpy as jnp
 
 from hmtl_jax.errors import UserError
 from hmtl_jax.models.layers import Dtype, at_least_f32
-from hmtl_jax.sharding import over_batch
-
-MOST_PLACES = 3  # a side; with more of them XLA's own form is the faster one
+from hmtl_jax.sharding import over_batch, summed_over_batch
 
 
 def he_fan_out(groups: int) -> Any:
@@ -83,24 +81,39 @@ def _convolve_backward(stride, groups, kept, dy_bhwf):
     def of_kernel(dy, x):
         return jax.linear_transpose(lambda k: own(x, k), kernel.astype(dy.dtype))(dy)[0]
 
-    def by_place(dy, x):
-        """The kernel's gradient, a product of rows for each of its places."""
-        (height, width), channels = kernel.shape[:2], x.shape[-1]
-        x = jnp.pad(x, ((0, 0), *(((side - 1) // 2,) * 2 for side in (height, width)), (0, 0)))
-        rows, columns = (stride * (side - 1) + 1 for side in dy.shape[1:3])
-        dy_nf = dy.reshape(-1, dy.shape[-1])
-        places = [
-            x[:, i : i + rows : stride, j : j + columns : stride].reshape(-1, channels).T @ dy_nf
-            for i in range(height)
-            for j in range(width)
-        ]
-        return jnp.stack(places).reshape(kernel.shape)
+    def by_row(dy, x):
+        return summed_over_batch(functools.partial(_of_kernel, kernel.shape[0], stride), dy, x)
 
-    few = groups == 1 and kernel.shape[0] <= MOST_PLACES
-    on_cpu = _in_f32(by_place if few else of_kernel)
+    on_cpu = _in_f32(by_row if groups == 1 else of_kernel)
     dx = jax.lax.platform_dependent(dy_bhwf, kernel, cpu=_in_f32(of_images), default=of_images)
     dkernel = jax.lax.platform_dependent(dy_bhwf, x_bhwc, cpu=on_cpu, default=of_kernel)
     return dx, dkernel.astype(kernel.dtype)
+
+
+def _of_kernel(side: int, stride: int, dy_bhwf: jax.Array, x_bhwc: jax.Array) -> jax.Array:
+    """The gradient of a kernel [side, side, C, F], a product for each row of the map.
+
+    Of a row, all places of the kernel lie side by side: a long product of what fits into a cache.
+    """
+    height, width, features = dy_bhwf.shape[1:]
+    if side == 1:
+        x_nc = x_bhwc[:, ::stride, ::stride].reshape(-1, x_bhwc.shape[-1])
+        return (x_nc.T @ dy_bhwf.reshape(-1, features))[None, None]
+    pad = ((side - 1) // 2,) * 2
+    x_bhwc = jnp.pad(x_bhwc, ((0, 0), pad, pad, (0, 0)))
+    end = stride * (width - 1) + 1
+
+    def of_row(at):
+        rows = jax.lax.dynamic_slice_in_dim(x_bhwc, stride * at, side, axis=1)
+        places = [rows[:, i, j : j + end : stride] for i in range(side) for j in range(side)]
+        dy_nf = jax.lax.dynamic_index_in_dim(dy_bhwf, at, 1, keepdims=False).reshape(-1, features)
+        return dy_nf.T @ jnp.concatenate(places, axis=-1).reshape(len(dy_nf), -1)
+
+    def add(total, at):
+        return total + of_row(at), None
+
+    total, _ = jax.lax.scan(add, of_row(0), jnp.arange(1, height))
+    return total.T.reshape(side, side, -1, features)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
