@@ -6,7 +6,8 @@ Paper: HMTL (arXiv 2105.06421) is the method; the faces are ours.
     python -m hmtl_jax.main --config=configs/synthetic_attributes.py:supervised \
         --workdir=runs/attributes_sl
 
-Expected: not measured yet; `python -m experiments.tables synthetic_attributes` does.
+Expected (ours, one seed): test accuracy 84.8 % with the puzzle and 86.8 without: here it costs
+something; `python -m experiments.tables synthetic_attributes`.
 
 With a puzzle beside the task, or without, and labels for one face in twenty. Minutes on two cores.
 Everything else as synthetic.py.

@@ -6,7 +6,8 @@ Paper: HMTL (arXiv 2105.06421) is the method; the faces are ours.
     python -m hmtl_jax.main --config=configs/synthetic_pose.py:supervised \
         --workdir=runs/pose_sl
 
-Expected: not measured yet; `python -m experiments.tables synthetic_pose` does.
+Expected (ours, one seed): a mean error of 2.93° on test with the puzzle and 2.85° without: it
+brings nothing here; `python -m experiments.tables synthetic_pose`.
 
 With a puzzle beside the task, or without, and labels for one face in twenty. Minutes on two cores.
 Everything else as synthetic.py.
