@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks.train_step import machine
-from hmtl_jax import build, plan, sharding, state
+from hmtl_jax import build, figures, plan, sharding, state
 
 # Of a path's scopes, what is a part; the first that occurs.
 SCOPES = ("augment", "views", "losses", "optimizer")
@@ -81,13 +81,11 @@ def operations(folder: pathlib.Path, module: str) -> Iterator[Seen]:
 
 def draw(file: str, seen: Sequence[Seen], scope: Mapping[str, str]) -> None:
     """The last step as a PNG."""
-    from matplotlib.figure import Figure
-
     last = max(seen, key=lambda one: one.start).step
     seen = [one for one in seen if one.step == last]
     begin, threads = min(one.start for one in seen), sorted({one.thread for one in seen})
     parts = sorted({part_of(scope.get(one.operation, "")) for one in seen})
-    figure = Figure((10, 1.2 + 0.5 * len(threads)), layout="constrained")
+    figure = figures.blank(10, 1.2 + 0.5 * len(threads))
     axes = figure.subplots()
     for number, part in enumerate(parts):
         for row, thread in enumerate(threads):
@@ -101,7 +99,7 @@ def draw(file: str, seen: Sequence[Seen], scope: Mapping[str, str]) -> None:
     axes.set(xlabel="milliseconds of a step", yticks=range(len(threads)))
     axes.set_yticklabels([f"thread {row + 1}" for row in range(len(threads))])
     figure.legend(loc="outside upper center", ncols=5, fontsize=8)
-    figure.savefig(file, dpi=110)
+    figures.save(figure, file)
 
 
 def noise(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:

@@ -505,7 +505,9 @@ def run_cell(
         code, seconds = timed(command, workdir, place)
         stopped = not code or time.monotonic() > place.until  # at its checkpoint, if not done
         if stopped and not results.newest_report(workdir, "test"):
-            print(f"{method}, seed {seed}, was stopped; the same command goes on with it")
+            print(
+                f"{method}, seed {seed}, was stopped; the same command goes on with it", flush=True
+            )
             return False
         if code:
             sys.exit(f"error: the run ended with status {code}; see {workdir / 'log.txt'}.")

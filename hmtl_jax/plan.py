@@ -6,8 +6,9 @@
 Parameters by part, operations and memory of the step as compiled, bytes that devices send to each
 other, the checkpoint, the steps, and the largest batch that a device of some size holds. Needs
 neither data, where `plan.labels` tells their labels, nor an accelerator: XLA compiles the very step
-for as many pretended processors. Its figures are those of the CPU backend; another one fuses
-otherwise, and keeps more or less between forward and backward pass.
+for as many pretended processors. Operations are counted before any backend's own forms; the other
+figures are those of the CPU backend: another one fuses otherwise, and keeps more or less between
+forward and backward pass.
 """
 
 import dataclasses
