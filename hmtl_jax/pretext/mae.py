@@ -145,7 +145,8 @@ class Mae:
         keep_bk, hidden_bn = masking.draw(rngs_b, self.num_patches, self.num_kept)
         target = {"hidden": hidden_bn}
         for name in self.targets:
-            target[name] = self.target_patches(name, images_bhwc)
+            # Written once: XLA would compute it anew in each operation of losses and skill.
+            target[name] = jax.lax.optimization_barrier(self.target_patches(name, images_bhwc))
         shown = textures.as_input(self.input, images_bhwc)
         view = masking.shown(shown, keep_bk, hidden_bn, self.patch, self._drops)
         return ((view, target),)

@@ -77,11 +77,22 @@ def codes(name: str, images_bhwc: jax.Array) -> jax.Array:
     """
     texture = errors.lookup(TEXTURES, name, "texture")
     shape = (*images_bhwc.shape[:3], texture.channels)
-    if not texture.of_each_colour:
-        return texture.codes(levels(images_bhwc)).reshape(shape)
-    colours = [_rounded(images_bhwc[..., channel].astype(jnp.float32)) for channel in range(3)]
-    stacked = texture.codes(jnp.concatenate(colours))
-    return jnp.stack(jnp.split(stacked, 3), axis=3).reshape(shape)
+    if texture.of_each_colour:
+        colours = [_rounded(images_bhwc[..., channel].astype(jnp.float32)) for channel in range(3)]
+        stacked = texture.codes(_once(jnp.concatenate(colours)))
+        found = jnp.stack(jnp.split(stacked, 3), axis=3)
+    else:
+        found = texture.codes(_once(levels(images_bhwc)))
+    return _once(found.reshape(shape))
+
+
+def _once(maps: jax.Array) -> jax.Array:
+    """maps, as an array of its own.
+
+    XLA would compute a pixel's grey level anew for each neighbour and its code for each bit, and
+    both one by one where a map is padded or cut into patches: the larger part of a small step.
+    """
+    return jax.lax.optimization_barrier(maps)
 
 
 def target(name: str, images_bhwc: jax.Array) -> jax.Array:
