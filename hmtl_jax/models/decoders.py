@@ -15,20 +15,22 @@ from hmtl_jax.patches import unpatchify
 from hmtl_jax.view import View
 
 PIXEL = 16  # features of a pixel whose classes are predicted
+quiet = nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")  # a tenth of Xavier's
 
 
 class TokenDecoder(nn.Module):
     """MAE's decoder: embeds the kept tokens, puts mask tokens in the gaps, predicts every patch.
 
-    outputs: (name, values a patch, numbers a value); returns {name: float32 [B, N, values ×
-    numbers]} in raster order. positions: a key of vit.FIXED; attention: of layers.ATTENTION.
+    outputs: (name, values a patch, numbers a value, what all are near before training); returns
+    {name: float32 [B, N, values × numbers]} in raster order. positions: a key of vit.FIXED;
+    attention: of layers.ATTENTION.
     """
 
     dim: int
     depth: int
     heads: int
     grid: int
-    outputs: tuple[tuple[str, int, int], ...]
+    outputs: tuple[tuple[str, int, int, float], ...]
     positions: str = "sincos"
     attention: str = "plain"
     dtype: Any = jnp.float32
@@ -59,18 +61,24 @@ class TokenDecoder(nn.Module):
         return {output[0]: predict(x_bnd, *output, self.dtype) for output in self.outputs}
 
 
-def predict(x_bnd: jax.Array, name: str, values: int, numbers: int, dtype: Any) -> jax.Array:
+def predict(
+    x_bnd: jax.Array, name: str, values: int, numbers: int, start: float, dtype: Any
+) -> jax.Array:
     """[B, N, D] → float32 [B, N, values × numbers]: a linear layer; to be called in a module.
 
+    At first all of it is near `start` (ours). The MAE authors' kernel is Xavier's, whose first
+    answers lie several times as far from a texture's mean as its cells do; a small budget went into
+    unlearning them.
     Classes of pixels, hundreds of numbers a value, come from `PIXEL` features of each pixel by one
     layer that all pixels share (ours). A single layer for all of them would outgrow the encoder.
     """
     if numbers <= PIXEL:
-        layer = Dense(values * numbers, dtype, name=f"predict_{name}")
-        return layer(x_bnd).astype(jnp.float32)
+        layer = Dense(values * numbers, dtype, kernel_init=quiet, name=f"predict_{name}")
+        return layer(x_bnd).astype(jnp.float32) + start
     pixels = gelu(Dense(values * PIXEL, dtype, name=f"pixels_{name}")(x_bnd))
     pixels = pixels.reshape(*x_bnd.shape[:2], values, PIXEL)
-    logits = Dense(numbers, dtype, name=f"predict_{name}")(pixels).astype(jnp.float32)
+    layer = Dense(numbers, dtype, kernel_init=quiet, name=f"predict_{name}")
+    logits = layer(pixels).astype(jnp.float32) + start
     return logits.reshape(*x_bnd.shape[:2], values * numbers)
 
 
@@ -81,7 +89,7 @@ class CellDecoder(nn.Module):
     """
 
     grid: int
-    outputs: tuple[tuple[str, int, int], ...]
+    outputs: tuple[tuple[str, int, int, float], ...]
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -194,8 +202,8 @@ class ImageDecoder(nn.Module):
     """A light convolutional decoder (ours): the last feature map → float32 [B, size, size, 3].
 
     3×3 convolutions on the coarse map, then each place predicts the square of normalised pixels
-    that it stands for, as SimMIM's head does (Xie 2022). Convolutions at the image's own size cost
-    five times as much on a CPU.
+    that it stands for, as SimMIM's head does (Xie 2022); at first that is about the mean colour.
+    Convolutions at the image's own size cost five times as much on a CPU.
     """
 
     size: int
@@ -211,7 +219,8 @@ class ImageDecoder(nn.Module):
             x_bhwc = nn.Conv(self.dim, (3, 3), dtype=self.dtype, name=f"conv{step}")(x_bhwc)
             x_bhwc = gelu(LayerNorm(self.dtype, name=f"norm{step}")(x_bhwc))
         side = math.ceil(self.size / x_bhwc.shape[1])
-        x_bhwc = Dense(side**2 * 3, self.dtype, name="predict")(x_bhwc).astype(jnp.float32)
+        layer = Dense(side**2 * 3, self.dtype, kernel_init=quiet, name="predict")
+        x_bhwc = layer(x_bhwc).astype(jnp.float32)
         batch, grid, width, _ = x_bhwc.shape
         images = unpatchify(x_bhwc.reshape(batch, grid * width, -1), side, grid)
         if images.shape[1] != self.size:

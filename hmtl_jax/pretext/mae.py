@@ -112,7 +112,7 @@ class Mae:
 
     def decoder_spec(self) -> dict:
         """What models/decoders.py needs to build the decoder: its kind and its arguments."""
-        outputs = tuple((name, *self.numbers(name)) for name in self.targets)
+        outputs = tuple((name, *self.numbers(name), self._start(name)) for name in self.targets)
         if not self._drops:
             return {"kind": "cells", "grid": self.grid, "outputs": outputs}
         return {
@@ -134,6 +134,10 @@ class Mae:
         codes = form.codes if self.classified(name) else 1
         assert codes is not None
         return (self.patch // form.cell) ** 2 * form.channels, codes
+
+    def _start(self, name: str) -> float:
+        """What is predicted before anything is learned."""
+        return 0.0 if self.norm_patch or self.classified(name) else self.form(name).mean
 
     def views(self, rngs_b: jax.Array, images_bhwc: jax.Array) -> tuple[tuple[View, dict], ...]:
         """Masks each image on its own.

@@ -48,6 +48,14 @@ class Target:
         )
 
     @property
+    def mean(self) -> float:
+        """About what a number is on average; the picture itself is normalised."""
+        if self.texture == RGB:
+            return 0.0
+        of = textures.TEXTURES[self.texture]
+        return 1 / (of.num_codes or 1) if self.form == "histogram" else of.mean
+
+    @property
     def codes(self) -> int | None:
         """Number of classes where single pixels have codes that can be classified."""
         plain = self.texture != RGB and (self.form, self.cell) == ("code", 1)

@@ -14,7 +14,7 @@ from hmtl_jax.view import View
 from tests import reference, tiny
 
 GRID, DIM, KEPT, HEADS = 3, 8, 4, 2
-OUTPUTS = (("rgb", 12, 1), ("lbp", 4, 3))
+OUTPUTS = (("rgb", 12, 1, 0.0), ("lbp", 4, 3, 0.25))
 SPEC = {
     "kind": "tokens", "dim": DIM, "depth": 1, "heads": HEADS, "grid": GRID, "outputs": OUTPUTS,
 }  # fmt: skip
@@ -47,9 +47,9 @@ def test_predictions_equal_the_reference(params):
     found = run(params, TOKENS, KEEP)
     slow = reference.decode(tiny.float64(params), TOKENS.astype(np.float64), KEEP, GRID, HEADS)
     assert set(found) == set(slow) == {"rgb", "lbp"}
-    for name, values, numbers in OUTPUTS:
+    for name, values, numbers, start in OUTPUTS:
         assert found[name].shape == (2, GRID**2, values * numbers)
-        np.testing.assert_allclose(found[name], slow[name], atol=1e-5)
+        np.testing.assert_allclose(found[name], slow[name] + start, atol=1e-5)
 
 
 def test_the_order_of_the_kept_tokens_does_not_matter(params):
@@ -98,18 +98,18 @@ def test_the_cell_decoder_is_one_linear_layer_on_each_cell():
         decoder.init(jax.random.key(0), stages, zeros_view(), train=False)["params"]
     )
     found = applied(decoder, params, stages, zeros_view(), train=True)
-    for name, values, numbers in OUTPUTS:
+    for name, values, numbers, start in OUTPUTS:
         assert (
             found[name].shape == (2, GRID**2, values * numbers) and found[name].dtype == jnp.float32
         )
         layer = tiny.float64(params[f"predict_{name}"])
         for cell in range(GRID**2):
             slow = reference.dense(patches[:, cell // GRID, cell % GRID], layer)
-            np.testing.assert_allclose(found[name][:, cell], slow, atol=1e-5)
+            np.testing.assert_allclose(found[name][:, cell], slow + start, atol=1e-5)
 
 
 def test_classes_of_pixels_share_one_layer_over_features_of_each_pixel():
-    outputs = (("lbp", 4, 30),)
+    outputs = (("lbp", 4, 30, 0.0),)
     decoder = decoders.build({"kind": "cells", "grid": GRID, "outputs": outputs}, jnp.float32)
     patches = np.random.default_rng(1).normal(size=(2, GRID, GRID, DIM)).astype(np.float32)
     stages = {"patches": jnp.asarray(patches)}
@@ -127,7 +127,7 @@ def test_classes_of_pixels_share_one_layer_over_features_of_each_pixel():
 
 
 def test_classes_of_large_cells_stay_lighter_than_the_encoder():
-    outputs = (("lbp", 32**2, 256),)
+    outputs = (("lbp", 32**2, 256, 0.0),)
     decoder = decoders.build({"kind": "cells", "grid": 7, "outputs": outputs}, jnp.float32)
     stages = {"patches": jnp.zeros((1, 7, 7, 2048))}
     init = functools.partial(decoder.init, train=False)
@@ -227,8 +227,9 @@ def test_the_image_decoder_fills_the_image_from_any_grid(grid, size):
 def test_what_a_cell_says_is_painted_where_the_cell_is():
     decoder = decoders.build({"kind": "image", "size": 24, "dim": 8, "depth": 1}, jnp.float32)
     stages = np.random.default_rng(3).normal(size=(1, GRID, GRID, DIM)).astype(np.float32)
-    params = decoder.init(
-        jax.random.key(0), {"patches": jnp.asarray(stages)}, zeros_view(24), train=False
+    init = functools.partial(decoder.init, train=False)
+    params = tiny.random_like(
+        jax.eval_shape(init, jax.random.key(0), {"patches": jnp.asarray(stages)}, zeros_view(24))
     )
     paint = functools.partial(decoder.apply, params, view=zeros_view(24), train=False)
     before = paint({"patches": jnp.asarray(stages)})

@@ -10,8 +10,10 @@ import pytest
 from hmtl_jax import build, step, textures
 from hmtl_jax.errors import UserError
 from hmtl_jax.images import normalise
+from hmtl_jax.models import decoders
 from hmtl_jax.pretext.mae import Mae
 from hmtl_jax.program import make_views
+from hmtl_jax.view import View
 from tests import reference, tiny
 
 BATCH, SIZE, PATCH = 6, 24, 4
@@ -29,7 +31,7 @@ def only(pairs) -> Any:
 
 def random_outputs(mae, seed=1):
     rng = np.random.default_rng(seed)
-    sizes = {name: values * n for name, values, n in mae.decoder_spec()["outputs"]}
+    sizes = {name: values * n for name, values, n, _ in mae.decoder_spec()["outputs"]}
     return {
         name: jnp.asarray(rng.normal(size=(BATCH, mae.num_patches, size)), jnp.float32)
         for name, size in sizes.items()
@@ -80,7 +82,7 @@ def test_texture_targets_are_code_maps_in_the_unit_interval(images_bhwc):
     for name in ("lbp", "ldp"):
         maps = textures.target(name, images_bhwc)
         np.testing.assert_array_equal(target[name], reference.patches(maps, PATCH))
-    sizes = {name: values * n for name, values, n in mae.decoder_spec()["outputs"]}
+    sizes = {name: values * n for name, values, n, _ in mae.decoder_spec()["outputs"]}
     assert sizes == {"rgb": 48, "lbp": 16, "ldp": 16}
     assert {name: target[name].shape[-1] for name in sizes} == sizes
 
@@ -129,6 +131,30 @@ def test_predictions_of_kept_patches_get_no_gradient(images_bhwc):
         assert (np.asarray(gradient[name])[hidden] != 0).all()
 
 
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ({}, [0.0, 0.5, 0.375, 0.1]),
+        ({"norm_patch": True}, [0.0] * 4),
+        ({"drops_tokens": False}, [0.0, 0.5, 0.375, 0.1]),
+    ],
+)
+def test_before_training_each_target_is_predicted_near_its_mean(settings, starts):
+    names = ("rgb", "lbp_bits_2", "ldp_bits_2", "lbp_uniform_histogram")
+    mae = Mae(patch=PATCH, image_size=SIZE, targets=names, **settings)
+    decoder = decoders.build(mae.decoder_spec(), jnp.float32)
+    rng = np.random.default_rng(0)
+    cells = jnp.asarray(rng.normal(size=(2, mae.grid, mae.grid, 16)), jnp.float32)
+    stages = {"patches": cells, "tokens": cells.reshape(2, -1, 16)[:, : 1 + mae.num_kept]}
+    keep = jnp.tile(jnp.arange(mae.num_kept), (2, 1))
+    view = View(jnp.zeros((2, SIZE, SIZE, 3)), keep)
+    params = decoder.init(jax.random.key(0), stages, view, train=False)
+    found = decoder.apply(params, stages, view, train=True)
+    for name, start in zip(names, starts, strict=True):
+        np.testing.assert_allclose(found[name].mean(), start, atol=0.05)
+        assert 0 < found[name].std() < 0.15  # with Xavier's kernel about 1
+
+
 def test_bf16_predictions_are_reduced_in_f32(images_bhwc):
     mae = Mae(PATCH, SIZE)
     _, target = only(mae.views(keys(), images_bhwc))
@@ -175,7 +201,7 @@ def test_encoders_that_read_every_patch_see_the_masked_ones_painted(images_bhwc)
     # What is masked, and what is rebuilt, is as for an encoder that drops tokens.
     _, other = only(Mae(PATCH, SIZE, targets=("rgb", "lbp")).views(keys(), images_bhwc))
     jax.tree.map(np.testing.assert_array_equal, target, other)
-    outputs = (("rgb", 48, 1), ("lbp", 16, 1))
+    outputs = (("rgb", 48, 1, 0.0), ("lbp", 16, 1, 0.5))
     assert mae.decoder_spec() == {"kind": "cells", "grid": 6, "outputs": outputs}
 
 
@@ -204,7 +230,7 @@ def test_a_texture_as_input_is_what_the_view_shows(images_bhwc, drops):
 
 def test_classes_are_told_apart_pixel_by_pixel(images_bhwc):
     mae = Mae(PATCH, SIZE, targets=("lbp_uniform", "ldp"), loss="classes", mask_ratio=0.9)
-    assert mae.decoder_spec()["outputs"] == (("lbp_uniform", 16, 10), ("ldp", 16, 56))
+    assert mae.decoder_spec()["outputs"] == (("lbp_uniform", 16, 10, 0.0), ("ldp", 16, 56, 0.0))
     _, target = only(mae.views(keys(), images_bhwc))
     assert target["ldp"].dtype == jnp.int32 and target["ldp"].shape == (BATCH, 36, 16)
     outputs = random_outputs(mae)
@@ -225,7 +251,7 @@ def test_classes_are_told_apart_pixel_by_pixel(images_bhwc):
 
 def test_of_a_set_the_codes_are_classified_and_the_rest_is_rebuilt(images_bhwc):
     both = Mae(PATCH, SIZE, targets=("rgb", "ldp"), loss="classes", norm_patch=True)
-    assert both.decoder_spec()["outputs"] == (("rgb", 48, 1), ("ldp", 16, 56))
+    assert both.decoder_spec()["outputs"] == (("rgb", 48, 1, 0.0), ("ldp", 16, 56, 0.0))
     _, target = only(both.views(keys(), images_bhwc))
     outputs = random_outputs(both)
     losses = both.losses(outputs, target, None)

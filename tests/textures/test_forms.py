@@ -1,8 +1,11 @@
 """Forms of textures against NumPy: bits, means over cells, histograms; and what names mean."""
 
+import zipfile
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from hmtl_jax import textures
 from hmtl_jax.errors import UserError
@@ -10,6 +13,16 @@ from hmtl_jax.images import normalise
 from hmtl_jax.textures import forms
 
 BATCH, SIZE = 2, 24
+
+
+@pytest.fixture(scope="module")
+def faces_bhwc(shared_data):
+    """Sixty faces of FairFace at 48 px."""
+    with zipfile.ZipFile(shared_data / "fairface96.zip") as files:
+        names = [name for name in files.namelist() if name.endswith(".jpg")]
+        chosen = [Image.open(files.open(name)) for name in names[:: len(names) // 60][:60]]
+        faces = [np.asarray(face.convert("RGB").resize((48, 48))) for face in chosen]
+    return jnp.asarray(np.stack(faces), jnp.float32) / 255
 
 
 def codes_of(name, images):
@@ -54,6 +67,13 @@ def test_every_form_that_a_texture_has_can_be_made(texture, images_bhwc):
         side = SIZE // target.cell
         assert maps.shape == (BATCH, side, side, target.channels) and maps.dtype == np.float32
         assert maps.min() >= 0 and maps.max() <= 1 + 1e-6 and maps.std() > 0
+
+
+@pytest.mark.parametrize("texture", textures.TEXTURES)
+def test_means_are_those_of_real_faces(texture, faces_bhwc):
+    for form in forms.forms_of(texture):
+        target = forms.Target(texture, form, 8 if form == "histogram" else 1)
+        assert np.mean(target.maps(faces_bhwc)) == pytest.approx(target.mean, abs=0.06)
 
 
 @pytest.mark.parametrize("texture", ["lbp", "ldp", "cs_lbp", "ltp", "lbp_rgb"])
