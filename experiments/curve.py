@@ -18,24 +18,24 @@ from hmtl_jax import figures
 from hmtl_jax.metrics import names
 
 
-def cost(table: Table, method: str) -> int | None:
+def cost(table: Table, method: str) -> float | None:
     """Pictures through the encoder, by those of the first method; None where that is not said."""
     method = table.equal.get(method, method)
     if method == next(iter(table.methods)):
         return 1
-    times = re.fullmatch(r"supervised_(\d+)x", method)
-    return int(times[1]) if times else None
+    times = re.fullmatch(r"supervised_([\d.]+)x", method)
+    return float(times[1]) if times else None
 
 
-def points(table: Table, kept: Kept) -> dict[str, list[tuple[int, list[float]]]]:
+def points(table: Table, kept: Kept) -> dict[str, list[tuple[float, list[float]]]]:
     """Method without its `_2x` → (cost, test metric of each seed that is there), by cost."""
-    found: dict[str, list[tuple[int, list[float]]]] = {}
+    found: dict[str, list[tuple[float, list[float]]]] = {}
     for method in table.methods:
         cells = [kept.score(method, seed) for seed in range(table.seeds)]
         values = [cell.value for cell in cells if cell]
         at = cost(table, method)
         if values and at:
-            found.setdefault(re.sub(r"_\d+x$", "", method), []).append((at, values))
+            found.setdefault(re.sub(r"_[\d.]+x$", "", method), []).append((at, values))
     return {name: sorted(row) for name, row in found.items()}
 
 
@@ -44,11 +44,20 @@ def draw(path: pathlib.Path, table: Table, kept: Kept) -> None:
     scale, unit = names.shown_in(table.metric)
     figure = figures.blank(6.4, 4.0)
     axis = figure.add_subplot()
-    for colour, (name, row) in zip(figures.COLOURS, points(table, kept).items(), strict=False):
+    for index, (name, row) in enumerate(points(table, kept).items()):
+        again, number = divmod(index, len(figures.COLOURS))
         x = [at for at, _ in row]
         y = [scale * np.mean(values) for _, values in row]
         spread = [scale * np.std(values, ddof=1) if len(values) > 1 else 0 for _, values in row]
-        axis.errorbar(x, y, yerr=spread, fmt="o-", color=colour, label=name, capsize=3)
+        axis.errorbar(
+            x,
+            y,
+            yerr=spread,
+            fmt=("o-", "s--")[again % 2],
+            color=figures.COLOURS[number],
+            label=name,
+            capsize=3,
+        )
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks := [1, 2, 3, 4, 6, 8], [f"{tick}×" for tick in ticks])
     axis.minorticks_off()

@@ -80,9 +80,10 @@ POOLED = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.wei
 # A puzzle that needs heads of places to be solved at all.
 HARDER = ("--config.pretexts.puzzle.tiles=3", "--config.pretexts.puzzle.heads=places")
 # How many times the steps of the others a table of few labels has besides, and what costs as much.
-LONGER = (2, 3, 4, 6, 8)
+LONGER = (1.25, 2, 3, 4, 6, 8)
 EQUAL = {
     "puzzle_then_finetune": "supervised_2x",
+    "puzzle_quarter_then_finetune": "supervised_1.25x",
     "puzzle_3x3_then_finetune": "supervised_2x",
     "puzzle_same_faces": "supervised_2x",
     "drloc_all_faces": "supervised_2x",  # reads the clean view
@@ -106,9 +107,10 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
     are equal, but for the methods that say how many times the steps they have.
     """
 
-    def method(role: str, *flags: str, times: int = 1) -> tuple[str, tuple[str, ...]]:
+    def method(role: str, *flags: str, times: float = 1) -> tuple[str, tuple[str, ...]]:
         words = ",".join(filter(None, (form, role)))
-        size = (f"--config.steps={times * steps}", f"--config.eval_every={times * steps // 6}")
+        own = round(times * steps)
+        size = (f"--config.steps={own}", f"--config.eval_every={own // 6}")
         return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
 
     few, hidden = f"--config.data.subset={share}", f"--config.data.labelled={share}"
@@ -118,6 +120,7 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "masksub_all_faces": [method("masksub", hidden)],
         "puzzle_all_faces": [method("", hidden)],
         "puzzle_then_finetune": [method("pretrain"), method("finetune", few)],
+        "puzzle_quarter_then_finetune": [method("pretrain", times=0.25), method("finetune", few)],
         "puzzle_3x3_then_finetune": [method("pretrain", *HARDER), method("finetune", few)],
         "puzzle_same_faces": [method("", few, *same, f"--config.batch_size={rows}")],
         "inpaint_all_faces": [method("inpaint", hidden)],

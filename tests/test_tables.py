@@ -268,16 +268,16 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, monkeypatch, c
 
 
 def test_methods_stand_in_the_picture_at_what_they_cost(tmp_path):
-    stages = {name: tables.one(name) for name in ("supervised", "joint", "supervised_3x", "odd")}
-    table = tables.Table("toy", "pose/mae", stages, seeds=2, equal={"joint": "supervised_3x"})
+    stages = {name: tables.one(name) for name in ("supervised", "joint", "supervised_1.25x", "odd")}
+    table = tables.Table("toy", "pose/mae", stages, seeds=2, equal={"joint": "supervised_1.25x"})
     kept = tables.Kept(tmp_path / "cells.json", table)
     for name, seed, value in (("supervised", 0, 4.0), ("supervised", 1, 6.0), ("joint", 0, 3.0)):
         kept.add(name, seed, tables.Score(value, {}, 60.0))
-    for name, value in (("supervised_3x", 3.5), ("odd", 9.0)):
+    for name, value in (("supervised_1.25x", 3.5), ("odd", 9.0)):
         kept.add(name, 0, tables.Score(value, {}, 60.0))
     assert curve.points(table, kept) == {
-        "supervised": [(1, [4.0, 6.0]), (3, [3.5])],
-        "joint": [(3, [3.0])],  # nothing says what the odd one costs
+        "supervised": [(1, [4.0, 6.0]), (1.25, [3.5])],
+        "joint": [(1.25, [3.0])],  # nothing says what the odd one costs
     }
     curve.draw(tmp_path / "toy.png", table, kept)
     assert (tmp_path / "toy.png").read_bytes()[1:4] == b"PNG"
