@@ -7,8 +7,8 @@ Paper: L-SSAT, arXiv 2409.19582; λ and the mask ratio are SSAT's (arXiv 2310.20
 Expected: not run to its end with the CNN of today. A ViT-192x6x3/8 had 71.2 % on test, against
 70.9 % supervised (ours, one seed each, docs/results; 20 % of the labels:
 experiments/README.md). Little of an LBP code can be foreseen (textures/forms.py): after 1,000 steps
-of a small ViT its skill is 0.02, that of `--config.pretexts.mae.targets=lbp_bits_4` 0.12, of pixels
-0.51 (experiments/ferplus_targets_cpu.md).
+of a small ViT its skill is 0.02, that of `--config.pretexts.mae.targets=lbp_bits_4` 0.12, of
+`lbp_bits_patch` 0.21, of pixels 0.51 (experiments/ferplus_targets_cpu.md).
 
 Data, encoder and schedule are those of ferplus_supervised.py.
 """
