@@ -42,7 +42,7 @@ def points(table: Table, kept: Kept) -> dict[str, list[tuple[float, list[float]]
 def draw(path: pathlib.Path, table: Table, kept: Kept) -> None:
     """Means as dots, with the deviation over seeds where there are several."""
     scale, unit = names.shown_in(table.metric)
-    figure = figures.blank(6.4, 4.0)
+    figure = figures.blank(6.4, 4.6)
     axis = figure.add_subplot()
     for index, (name, row) in enumerate(points(table, kept).items()):
         again, number = divmod(index, len(figures.COLOURS))
@@ -65,7 +65,7 @@ def draw(path: pathlib.Path, table: Table, kept: Kept) -> None:
     axis.set_ylabel(f"test {table.metric}{f',{unit}' if unit else ''}")
     axis.set_title(table.title, fontsize=9)
     axis.grid(alpha=0.2)
-    axis.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)  # clear of every point
     figures.save(figure, path)
 
 
