@@ -96,6 +96,7 @@ def reference_losses(params, keep_bk):
     ]
     tokens = reference.vit(params["encoder"], pixels, (4, 4), 2, keep_bk)
     rebuilt = reference.decode(params["decoders_mae"], tokens, keep_bk, 4, 2)
+    rebuilt["lbp"] = rebuilt["lbp"] + 0.5  # about which a code is predicted
     rgb, lbp = (
         reference.masked_mse(rebuilt[name], targets()[name], keep_bk)[valid].mean()
         for name in ("rgb", "lbp")
