@@ -45,19 +45,11 @@ def draw(path: pathlib.Path, table: Table, kept: Kept) -> None:
     figure = figures.blank(6.4, 4.6)
     axis = figure.add_subplot()
     for index, (name, row) in enumerate(points(table, kept).items()):
-        again, number = divmod(index, len(figures.COLOURS))
         x = [at for at, _ in row]
         y = [scale * np.mean(values) for _, values in row]
         spread = [scale * np.std(values, ddof=1) if len(values) > 1 else 0 for _, values in row]
-        axis.errorbar(
-            x,
-            y,
-            yerr=spread,
-            fmt=("o-", "s--")[again % 2],
-            color=figures.COLOURS[number],
-            label=name,
-            capsize=3,
-        )
+        style = figures.line(index)
+        axis.errorbar(x, y, yerr=spread, marker="o", label=name, capsize=3, **style)
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks := [1, 2, 3, 4, 6, 8], [f"{tick}×" for tick in ticks])
     axis.minorticks_off()

@@ -22,6 +22,12 @@ _GREY = "#555555"
 _DPI = 144
 
 
+def line(index: int) -> dict[str, Any]:
+    """Colour and style of a figure's line, by its number; colours come again with other dashes."""
+    again, number = divmod(index, len(COLOURS))
+    return {"color": COLOURS[number], "linestyle": ("-", "--", ":")[again % 3]}
+
+
 def reconstruction_grid(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> None:
     """Draws examples as rows and the views of each one as titled columns.
 
@@ -227,8 +233,7 @@ def _draw_panel(axis, title, series):
         axis.plot(
             steps,
             values,
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
+            **line(index),
             linewidth=1.6,
             marker="o" if len(steps) <= 30 else None,
             markersize=3,
