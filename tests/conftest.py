@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -67,6 +68,22 @@ def whole_run(tiny_data, compile_cache, tmp_path_factory):
     command = runs.Command(tiny_data, tmp_path_factory.mktemp("whole") / "run", compile_cache)
     assert command.finish() == 0, command.printed
     return command
+
+
+@pytest.fixture(scope="session")
+def short_run(tiny_data, compile_cache, tmp_path_factory):
+    """The workdir of the tiny run after eight steps in this process; only to be copied."""
+    from tests import runs
+
+    folder = tmp_path_factory.mktemp("short") / "run"
+    runs.run(runs.config(tiny_data, steps=8, epochs=0.0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(short_run, tmp_path_factory):
+    """A copy of the short run's workdir, into which a module's tests may write."""
+    return shutil.copytree(short_run, tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture(scope="module")

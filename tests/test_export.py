@@ -17,13 +17,6 @@ from hmtl_jax.errors import UserError
 from tests import runs
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_data, compile_cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "run"
-    runs.run(runs.config(tiny_data, steps=8, epochs=0.0), folder)
-    return folder
-
-
 def answers(run, images):
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):

@@ -14,14 +14,6 @@ from hmtl_jax import (
 )
 from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
-from tests import runs
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_data, compile_cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("jobs") / "run"
-    runs.run(runs.config(tiny_data, steps=8, epochs=0.0), folder)
-    return folder
 
 
 def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):

@@ -13,13 +13,6 @@ from hmtl_jax.errors import UserError
 from tests import runs
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_data, compile_cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("probe") / "run"
-    runs.run(runs.config(tiny_data, supervised=True, steps=8, epochs=0.0), folder)
-    return folder
-
-
 def probe_of(**changes):
     config = linear_probe.get_config()
     config.batch_size = 16

@@ -14,10 +14,10 @@ from tests import runs
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_data, compile_cache, tmp_path_factory):
+def pair(short_run, tiny_data, tmp_path_factory):
     """Two runs, evaluated; the second by group as well."""
     folder = tmp_path_factory.mktemp("report")
-    runs.run(runs.config(tiny_data, steps=8, epochs=0.0), folder / "joint")
+    shutil.copytree(short_run, folder / "joint")
     runs.run(runs.config(tiny_data, supervised=True, steps=8, epochs=0.0), folder / "alone")
     for name in ("joint", "alone"):
         evaluate.assess(folder / name, resamples=20)
