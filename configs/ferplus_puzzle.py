@@ -6,8 +6,10 @@ weight that falls to 0 are ours.
 
     python -m hmtl_jax.main --config=configs/ferplus_puzzle.py:cpu --workdir=runs/ferplus_puzzle
 
-Expected: on AffectNet HMTL gains 0.75 points for EfficientNet-B0. Ours is not measured yet;
-`python -m experiments.tables ferplus_100_cpu` does, with a smaller CNN and thirty epochs.
+Expected: on AffectNet HMTL gains 0.75 points for EfficientNet-B0. Ours, with all labels, a smaller
+CNN and thirty epochs, one seed: 83.1 % on test and 83.3 on validation, 82.5 and 84.0 supervised,
+which differ by less than faces vary; `python -m experiments.tables ferplus_100_cpu`. Where labels
+are few it helps: ferplus_few_labels.py.
 
 Data, encoder and schedule are those of ferplus_supervised.py. The paper's form:
 `--config.stream=one_stream --config.pretexts.puzzle.tiles=3 --config.pretexts.puzzle.weight=0.3`,
