@@ -6,7 +6,8 @@ Paper: L-SSAT, arXiv 2409.19582 (its MRGB/RLDP/CRGB).
 
 Expected: no number to compare, as in affectnet_mae_lbp.py. Not run on the real data here.
 
-Everything else as affectnet_mae_lbp.py.
+Everything else as affectnet_mae_lbp.py; the paper's own form is
+`--config.pretexts.mae.targets=ldp`.
 """
 
 from configs import affectnet_supervised
@@ -16,8 +17,5 @@ from hmtl_jax import recipe
 def get_config():
     """The recipe; it takes no argument."""
     config = affectnet_supervised.get_config()
-
-    config.pretexts.mae = recipe.pretext_task("mae", targets=("ldp",), mask_ratio=0.75)
-    config.weighting.name = "ssat"
-    config.weighting.lam = 0.1
+    recipe.rebuild(config, "ldp_bits_patch")
     return config

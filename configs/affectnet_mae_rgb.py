@@ -17,8 +17,5 @@ from hmtl_jax import recipe
 def get_config():
     """The recipe; it takes no argument."""
     config = affectnet_supervised.get_config()
-
-    config.pretexts.mae = recipe.pretext_task("mae", targets=("rgb",), mask_ratio=0.75)
-    config.weighting.name = "ssat"
-    config.weighting.lam = 0.1
+    recipe.rebuild(config, "rgb")
     return config

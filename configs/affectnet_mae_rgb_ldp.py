@@ -6,7 +6,7 @@ Paper: L-SSAT, arXiv 2409.19582; both targets at once are ours, weighted alike.
 
 Expected: none published. Not run on the real data here.
 
-Everything else as affectnet_mae_lbp.py.
+Everything else as affectnet_mae_ldp.py.
 """
 
 from configs import affectnet_supervised
@@ -16,8 +16,5 @@ from hmtl_jax import recipe
 def get_config():
     """The recipe; it takes no argument."""
     config = affectnet_supervised.get_config()
-
-    config.pretexts.mae = recipe.pretext_task("mae", targets=("rgb", "ldp"), mask_ratio=0.75)
-    config.weighting.name = "ssat"
-    config.weighting.lam = 0.1
+    recipe.rebuild(config, "rgb", "ldp_bits_patch")
     return config

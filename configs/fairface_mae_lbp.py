@@ -7,6 +7,9 @@ Paper: L-SSAT, arXiv 2409.19582 (on other data); weights are SSAT's (arXiv 2310.
 Expected: none published. Not run to its end here.
 
 Everything else as fairface_supervised.py.
+L-SSAT rebuilds the code of each pixel, `--config.pretexts.mae.targets=lbp`, of which next to
+nothing can be foreseen on FER+ and FairFace; how often each of its comparisons holds in a patch is
+ours (experiments/README.md).
 """
 
 from configs import fairface_supervised
@@ -16,7 +19,5 @@ from hmtl_jax import recipe
 def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     config = fairface_supervised.get_config(arg)
-    config.pretexts.mae = recipe.pretext_task("mae", targets=("lbp",), mask_ratio=0.75)
-    config.weighting.name = "ssat"
-    config.weighting.lam = 0.1
+    recipe.rebuild(config, "lbp_bits_patch")
     return config

@@ -21,7 +21,7 @@ the puzzle alone; `finetune` then starts from its workdir, with `--config.init_f
     --config=configs/ferplus_few_labels.py:cpu,masksub    # sure answers hold for a masked view too
     --config=configs/ferplus_few_labels.py:cpu,inpaint
     --config=configs/ferplus_few_labels.py:cpu,drloc
-    --config=configs/ferplus_few_labels.py:cpu,mae        # L-SSAT's target, the LBP code
+    --config=configs/ferplus_few_labels.py:cpu,mae        # LBP; as codes: pretexts.mae.targets=lbp
 """
 
 from configs import ferplus_supervised
@@ -35,7 +35,7 @@ PRETEXTS = {
     "masksub": {"threshold": 0.8},
     "inpaint": {},
     "drloc": {"pairs": 32, "dim": 128},
-    "mae": {"targets": ("lbp",), "mask_ratio": 0.75},
+    "mae": {"targets": ("lbp_bits_patch",), "mask_ratio": 0.75},
 }
 
 

@@ -7,6 +7,9 @@ Paper: L-SSAT, arXiv 2409.19582; λ and the mask ratio are SSAT's (arXiv 2310.20
 Expected: none published; near that of ferplus_mae_lbp.py. Not run to its end here.
 
 Data, encoder and schedule are those of ferplus_supervised.py.
+L-SSAT rebuilds the code of each pixel, `--config.pretexts.mae.targets=ldp`, of which next to
+nothing can be foreseen on FER+ and FairFace; how often each of its comparisons holds in a patch is
+ours (experiments/README.md).
 """
 
 from configs import ferplus_supervised
@@ -16,7 +19,5 @@ from hmtl_jax import recipe
 def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     config = ferplus_supervised.get_config(arg)
-    config.pretexts.mae = recipe.pretext_task("mae", targets=("ldp",), mask_ratio=0.75)
-    config.weighting.name = "ssat"
-    config.weighting.lam = 0.1
+    recipe.rebuild(config, "ldp_bits_patch")
     return config

@@ -16,7 +16,5 @@ from hmtl_jax import recipe
 def get_config(arg: str = ""):
     """arg: `` (one GPU) or `cpu`."""
     config = ferplus_supervised.get_config(arg)
-    config.pretexts.mae = recipe.pretext_task("mae", targets=("rgb",), mask_ratio=0.75)
-    config.weighting.name = "ssat"
-    config.weighting.lam = 0.1
+    recipe.rebuild(config, "rgb")
     return config

@@ -79,8 +79,8 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
 POOLED = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.weight=1.0")
 # A puzzle that needs heads of places to be solved at all.
 HARDER = ("--config.pretexts.puzzle.tiles=3", "--config.pretexts.puzzle.heads=places")
-# A texture in a form of which more than a hundredth can be foreseen.
-FORESEEN = ("--config.pretexts.mae.targets=lbp_bits_patch",)
+# L-SSAT's target, where the recipe has one of which more can be foreseen.
+CODES = ("--config.pretexts.mae.targets=lbp",)
 # How many times the steps of the others a table of few labels has besides, and what costs as much.
 LONGER = (1.25, 2, 3, 4, 6, 8)
 EQUAL = {
@@ -129,8 +129,8 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
         "inpaint_all_faces": [method("inpaint", hidden)],
         "drloc_all_faces": [method("drloc", hidden)],
         "drloc_same_faces": [method("drloc", few, *same, f"--config.batch_size={rows}")],
-        "mae_lbp_all_faces": [method("mae", hidden)],
-        "mae_lbp_bits_patch_all_faces": [method("mae", hidden, *FORESEEN)],
+        "mae_lbp_all_faces": [method("mae", hidden, *CODES)],
+        "mae_lbp_bits_patch_all_faces": [method("mae", hidden)],
     }
     for times in LONGER:
         methods[f"supervised_{times}x"] = [method("supervised", few, times=times)]

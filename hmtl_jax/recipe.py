@@ -289,6 +289,12 @@ def pretrain_only(config: ConfigDict) -> None:
     config.stream, config.model.fusion = "clean", ""
 
 
+def rebuild(config: ConfigDict, *targets: str) -> None:
+    """Adds a masked auto-encoder of these targets, with the mask ratio and λ of SSAT."""
+    config.pretexts.mae = pretext_task("mae", targets=targets, mask_ratio=0.75)
+    config.weighting.name, config.weighting.lam = "ssat", 0.1
+
+
 def few_labels(config: ConfigDict, share: float) -> None:
     """Hides all labels but a share's, and doubles the batch by pictures without labels.
 
