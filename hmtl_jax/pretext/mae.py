@@ -70,7 +70,7 @@ class Mae:
     }
     reads: ClassVar = "own"
     unlearned: ClassVar[str] = (
-        "a target that can be foreseen, such as 'rgb' or 'lbp_bits_4', "
+        "a target that can be foreseen, such as 'rgb' or 'lbp_bits_patch', "
         "model.positions='centred' for a ViT, a larger weight, or a longer run"
     )
     network: ClassVar = None  # in which losses compare features
