@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import decomposition
 
-from hmtl_jax import figures, pictures
+from hmtl_jax import figures, images, pictures
 from hmtl_jax.models import decoders
 from hmtl_jax.pretext.inpaint import Inpaint
 from hmtl_jax.pretext.mae import Mae
@@ -61,6 +62,38 @@ def test_classes_are_shown_as_the_codes_that_they_stand_for(images_bhwc):
         np.testing.assert_allclose(
             reference.patches(columns[name], PATCH), scaled["ldp"], atol=1e-6
         )
+
+
+def test_comparisons_that_cancel_are_told_by_colour(images_bhwc):
+    """Of opposite comparisons one holds where the other does not: their mean tells nothing."""
+    mae = Mae(PATCH, SIZE, targets=("lbp_bits_patch",))
+    view, target = seen(mae, images_bhwc)
+    drawn = mae.columns(np.asarray(images_bhwc), view, target, target)
+    shown = drawn["lbp_bits_patch"]
+    assert shown.shape == (BATCH, SIZE, SIZE, 3) and shown.min() >= 0 and shown.max() <= 1
+    np.testing.assert_array_equal(shown, drawn["lbp_bits_patch rebuilt"])
+    cells = shown[:, ::PATCH, ::PATCH].reshape(-1, 3)
+    last = shown[:, PATCH - 1 :: PATCH, PATCH - 1 :: PATCH].reshape(-1, 3)
+    np.testing.assert_array_equal(last, cells)
+    wanted = np.asarray(target["lbp_bits_patch"]).reshape(-1, 8)
+    assert np.linalg.matrix_rank(np.cov(cells.T)) == 3
+    # The first component is that of scikit-learn, up to its sign.
+    theirs = decomposition.PCA(3).fit_transform(wanted)
+    assert abs(np.corrcoef(cells[:, 0], theirs[:, 0])[0, 1]) > 0.99
+
+    nothing = {"lbp_bits_patch": np.broadcast_to(wanted.mean(0), target["lbp_bits_patch"].shape)}
+    rebuilt = mae.columns(np.asarray(images_bhwc), view, target, nothing)["lbp_bits_patch rebuilt"]
+    hidden = target["hidden"].astype(bool)
+    np.testing.assert_allclose(reference.patches(rebuilt, PATCH)[hidden], 0.5, atol=1e-6)
+
+
+def test_two_channels_and_maps_without_contrast_can_be_drawn():
+    maps = np.zeros((1, 2, 2, 2), np.float32)
+    for shown in images.coloured(maps, maps):
+        np.testing.assert_array_equal(shown, np.full((1, 2, 2, 3), 0.5))
+    maps[0, 0, 0] = 1, 0
+    shown, beside = images.coloured(maps, np.zeros_like(maps))
+    assert shown[0, 0, 0, 0] > 0.8 and beside[0, 0, 0, 0] < 0.5
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 
 from hmtl_jax import limits, textures
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.images import denormalise
+from hmtl_jax.images import coloured, denormalise
 from hmtl_jax.patches import patchify, unpatchify
 from hmtl_jax.pretext import masking, skill
 from hmtl_jax.textures import forms
@@ -215,12 +215,12 @@ class Mae:
             if self.classified(name):
                 predicted = predicted.reshape(*truth.shape, -1).argmax(-1)
             rebuilt = np.where(hidden[:, :, None] > 0, predicted, truth)
-            found[name] = self._drawn(name, truth)
-            found[f"{name} rebuilt"] = self._drawn(name, rebuilt)
+            maps = (self._maps(name, patches) for patches in (truth, rebuilt))
+            found[name], found[f"{name} rebuilt"] = coloured(*maps)
         return found
 
-    def _drawn(self, name: str, patches_bnp: np.ndarray) -> np.ndarray:
-        """Patches of a target as what can be drawn: [B, H, W, 1 or 3] in [0, 1]."""
+    def _maps(self, name: str, patches_bnp: np.ndarray) -> np.ndarray:
+        """Patches of a target as maps of the picture's size, float32 [B, H, W, channels]."""
         form = self.form(name)
         if self.classified(name):
             codes = np.asarray(textures.TEXTURES[form.texture].values, np.float32)
@@ -228,10 +228,7 @@ class Mae:
         maps = unpatchify(jnp.asarray(patches_bnp), self.patch // form.cell, self.grid)
         if form.texture == forms.RGB and not self.norm_patch:
             maps = denormalise(maps)
-        maps = jnp.repeat(jnp.repeat(maps, form.cell, axis=1), form.cell, axis=2)
-        if maps.shape[-1] not in (1, 3):
-            maps = jnp.mean(maps, axis=-1, keepdims=True)
-        return np.clip(np.asarray(maps), 0.0, 1.0)
+        return np.asarray(jnp.repeat(jnp.repeat(maps, form.cell, axis=1), form.cell, axis=2))
 
     def _check_targets(self):
         targets, weights = self.targets, self.target_weights
