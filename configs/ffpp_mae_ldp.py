@@ -8,9 +8,9 @@ Expected: L-SSAT reports an average accuracy of .94 under its own protocol. Not 
 here.
 
 Everything else as ffpp_supervised.py.
-L-SSAT rebuilds the code of each pixel, `--config.pretexts.mae.targets=ldp`, of which next to
-nothing can be foreseen on FER+ and FairFace; how often each of its comparisons holds in a patch is
-ours (experiments/README.md).
+L-SSAT rebuilds the code of each pixel, `--config.pretexts.mae.targets=ldp`, of which
+nothing can be foreseen on FER+; how often each of its comparisons holds in a patch is ours
+(experiments/README.md).
 """
 
 from configs import ffpp_supervised
