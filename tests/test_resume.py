@@ -84,7 +84,7 @@ def test_killed_at_any_moment_it_ends_the_same(whole_run, tmp_path):
     assert_same_run(command, whole_run)
 
 
-@pytest.mark.parametrize("name", ["dwa", "gradnorm"])
+@pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])
 def test_what_a_weighting_learns_is_resumed(tiny_data, compile_cache, tmp_path, name):
     """Two steps an epoch: dwa's pace counts from the fifth step."""
     config = runs.config(
