@@ -39,18 +39,15 @@ def coloured(truth_bhwc: np.ndarray, other_bhwc: np.ndarray) -> tuple[np.ndarray
     if channels not in (1, 3):
         flat_nc = truth_bhwc.reshape(-1, channels).astype(np.float64)
         mean_c = flat_nc.mean(0)
-        variances, axes = np.linalg.eigh((flat_nc - mean_c).T @ (flat_nc - mean_c) / len(flat_nc))
+        variances, axes = np.linalg.eigh(np.cov(flat_nc, rowvar=False, bias=True))
         axes = axes[:, :-4:-1]
         axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
         axes = np.pad(axes, ((0, 0), (0, 3 - axes.shape[1])))
         reach = 5 * np.sqrt(max(variances[-1], 1e-12))
-        truth_bhwc, other_bhwc = (
-            0.5 + (maps - mean_c) @ axes / reach for maps in (truth_bhwc, other_bhwc)
-        )
-    shown, beside = (
-        np.clip(maps, 0.0, 1.0).astype(np.float32) for maps in (truth_bhwc, other_bhwc)
-    )
-    return shown, beside
+        truth_bhwc = 0.5 + (truth_bhwc - mean_c) @ axes / reach
+        other_bhwc = 0.5 + (other_bhwc - mean_c) @ axes / reach
+    shown, beside = np.clip(truth_bhwc, 0.0, 1.0), np.clip(other_bhwc, 0.0, 1.0)
+    return shown.astype(np.float32), beside.astype(np.float32)
 
 
 def _per_channel(values, images: jax.Array) -> jax.Array:
