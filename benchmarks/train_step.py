@@ -191,6 +191,8 @@ def measure(args: argparse.Namespace) -> str:
             for name, options in PEERS.items()
             if wanted in name
         }
+        if not peers:
+            sys.exit(f"error: no peer has {wanted!r} in its name; they are: {'; '.join(PEERS)}.")
     arms = {("hmtl_jax", m): ours[m].seconds for m in methods}
     for name, peer in peers.items():
         arms |= {(name, m): lambda n, p=peer, m=m: p.seconds(m, n) for m in methods}
