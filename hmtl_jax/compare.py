@@ -2,6 +2,7 @@
 
     python -m hmtl_jax.compare runs/supervised runs/puzzle
     python -m hmtl_jax.compare supervised=runs/sl-0,runs/sl-1,runs/sl-2 'puzzle=runs/puzzle-*'
+    python -m hmtl_jax.compare runs/supervised runs/puzzle --metrics deepfake/auc,deepfake/eer
 
 A method is a run, or several with commas or as a pattern: seeds of the same recipe, whose figures
 are a mean ± standard deviation. The first method is the one that the others are held against. Where
@@ -25,7 +26,7 @@ from scipy import stats
 
 from hmtl_jax import build, compiled, evaluate, figures, files, infer, sharding, trained, workdir
 from hmtl_jax.data import sources
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.metrics import names
 
 RESAMPLES = 1000
@@ -76,41 +77,60 @@ def compare(
     methods: Mapping[str, Sequence[pathlib.Path]],
     data_dir: str | None = None,
     resamples: int = RESAMPLES,
+    metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What methods reach on the test split of the first run's data, and how far they are apart.
 
     methods: name → workdirs, or checkpoints in them; the first one is the baseline. data_dir: where
-    the data lie, if no longer where the first run read them.
+    the data lie, if no longer where the first run read them. metrics: TASK/METRIC of each that is
+    wanted; none: of each task that all share, the metric by which the first run chose its
+    checkpoint, or the task's first headline.
 
     Returns `data`, `split`, `examples`, `methods` (names), `runs` (their number, by method), and
-    under `metrics`, for the first headline of each task that all share, TASK/METRIC → {`values`: of
-    each method, one a run, `means`, `deviations` (None of a single run), and of each method but the
-    first `differences`, `intervals` ([low, high]), `p` (two-sided) and `over`: "seeds" or
-    "examples"}. Raises UserError for runs without a common task and metric, and where the data are
-    not those of the runs.
+    under `metrics` TASK/METRIC → {`values`: of each method, one a run, `means`, `deviations` (None
+    of a single run), and of each method but the first `differences`, `intervals` ([low, high]), `p`
+    (two-sided) and `over`: "seeds" or "examples"}. Raises UserError for runs without a common task,
+    for a metric that they lack, and where the data are not those of the runs.
     """
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         runs = [trained.load(path, mesh) for paths in methods.values() for path in paths]
+        wanted = _wanted(runs, metrics)
         source = _source(runs, data_dir)
         found = [_predictions(run, source, mesh) for run in runs]
     sizes = [len(paths) for paths in methods.values()]
-    metrics = {}
-    for task in runs[0].program.tasks:
-        if all(task in run.program.tasks for run in runs[1:]):
-            tasks = [run.program.tasks[task] for run in runs]
-            metrics.update(_of_task(task, tasks, found, resamples, sizes))
-    if not metrics:
-        has = (f"{run.run} {', '.join(run.program.tasks) or 'none'}" for run in runs)
-        raise UserError(f"No task is common to all runs; they have: {'; '.join(has)}.")
+    compared = {}
+    for task, keys in wanted.items():
+        tasks = [run.program.tasks[task] for run in runs]
+        compared.update(_of_task(task, tasks, found, resamples, sizes, keys))
     return {
         "data": source.name,
         "split": runs[0].config.data.test,
         "examples": len(found[0]["labels"]["index"]),
         "methods": list(methods),
         "runs": sizes,
-        "metrics": metrics,
+        "metrics": compared,
     }
+
+
+def _wanted(runs: Sequence[trained.Trained], metrics: Sequence[str]) -> dict[str, list[str]]:
+    """Task that all runs share → the metrics asked of it; [] for its first headline."""
+    shared = [
+        task for task in runs[0].program.tasks if all(task in run.program.tasks for run in runs[1:])
+    ]
+    if not shared:
+        has = (f"{run.run} {', '.join(run.program.tasks) or 'none'}" for run in runs)
+        raise UserError(f"No task is common to all runs; they have: {'; '.join(has)}.")
+    wanted: dict[str, list[str]] = {task: [] for task in shared}
+    for key in metrics or [runs[0].config.checkpoint.best]:
+        task, _, metric = key.partition("/")
+        if metrics:
+            if not metric:
+                raise UserError(f"{key!r} is no TASK/METRIC, such as expression/accuracy.")
+            lookup(wanted, task, "task of all runs")
+        if task in wanted and metric not in wanted[task]:
+            wanted[task].append(metric)
+    return {task: keys for task, keys in wanted.items() if keys or not metrics}
 
 
 def _source(runs: Sequence[trained.Trained], data_dir: str | None) -> sources.Opened:
@@ -140,22 +160,43 @@ def _of_task(
     found: Sequence[Mapping],
     resamples: int,
     sizes: Sequence[int],
+    keys: Sequence[str] = (),
 ) -> dict[str, dict]:
     rows = [
         (task, one["predictions"][name], one["labels"])
         for task, one in zip(tasks, found, strict=True)
     ]
     whole = [task.metrics(predicted, labels) for task, predicted, labels in rows]
-    shared = [key for key in whole[0] if all(key in other for other in whole[1:])]
-    key = names.first_headline(shared)
+    shared = {
+        key: names.METRICS[key]
+        for key in whole[0]
+        if key in names.METRICS and all(isinstance(one.get(key), float) for one in whole)
+    }
+    for key in keys:
+        lookup(shared, key, f"metric of {name} in all runs")
+    keys = keys or [names.first_headline(shared)]
     rng = np.random.default_rng(0)
     count = len(found[0]["labels"]["index"])
-    drawn = np.empty((resamples, len(rows)))
-    for resample in drawn:
+    drawn = np.full((len(keys), resamples, len(rows)), np.nan)
+    for resample in range(resamples):
         chosen = rng.integers(0, count, count)
-        resample[:] = [_measured(row, key, chosen) for row in rows]
+        drawn[:, resample] = np.transpose([_measured(row, keys, chosen) for row in rows])
+    return {
+        f"{name}/{key}": _summary(f"{name}/{key}", [one[key] for one in whole], draws, sizes)
+        for key, draws in zip(keys, drawn, strict=True)
+    }
+
+
+def _summary(
+    key: str, whole: Sequence[float], drawn: np.ndarray, sizes: Sequence[int]
+) -> dict[str, Any]:
+    """What is said of a metric, from its values by run, and drawn [resamples, runs] of them."""
+    defined = ~np.isnan(drawn).any(axis=1)  # a draw may lack a class, or labels at all
+    if len(drawn) and not defined.any():
+        raise UserError(f"The test split has too few labels to tell how sure {key} is.")
+    drawn = drawn[defined]
     places = np.cumsum(sizes)[:-1]
-    values = np.split(np.array([one[key] for one in whole]), places)
+    values = np.split(np.array(whole), places)
     means = [of.mean() for of in values]
     draws = [of.mean(axis=1) for of in np.split(drawn, places, axis=1)]
     apart = [
@@ -163,15 +204,13 @@ def _of_task(
         for ours, drawn_ours in zip(values[1:], draws[1:], strict=True)
     ]
     return {
-        f"{name}/{key}": {
-            "values": [of.tolist() for of in values],
-            "means": [float(mean) for mean in means],
-            "deviations": [float(of.std(ddof=1)) if len(of) > 1 else None for of in values],
-            "differences": [float(mean - means[0]) for mean in means[1:]],
-            "intervals": [interval for interval, _, _ in apart],
-            "p": [p for _, p, _ in apart],
-            "over": [over for _, _, over in apart],
-        }
+        "values": [of.tolist() for of in values],
+        "means": [float(mean) for mean in means],
+        "deviations": [float(of.std(ddof=1)) if len(of) > 1 else None for of in values],
+        "differences": [float(mean - means[0]) for mean in means[1:]],
+        "intervals": [interval for interval, _, _ in apart],
+        "p": [p for _, p, _ in apart],
+        "over": [over for _, _, over in apart],
     }
 
 
@@ -190,9 +229,14 @@ def _apart(
     return np.percentile(gaps, [2.5, 97.5]).tolist(), float(p), "examples"
 
 
-def _measured(row: tuple, key: str, chosen: np.ndarray) -> float:
+def _measured(row: tuple, keys: Sequence[str], chosen: np.ndarray) -> np.ndarray:
+    """Each metric of the examples that were chosen, NaN where nothing defines it."""
     task, predicted, labels = row
-    return task.metrics(predicted[chosen], {k: v[chosen] for k, v in labels.items()})[key]
+    try:
+        found = task.metrics(predicted[chosen], {k: v[chosen] for k, v in labels.items()})
+    except UserError:  # a draw without a single label
+        found = {}
+    return np.array([found.get(key) for key in keys], np.float64)
 
 
 def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -261,11 +305,15 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("methods", nargs="+", help="[NAME=]RUN[,RUN…]; the first: baseline")
     parser.add_argument("--data_dir", help="instead of the folder that the first run read")
+    parser.add_argument(
+        "--metrics", default="", help="TASK/METRIC,… instead of what chose the first checkpoint"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="where to leave json, md, csv and png")
     args = parser.parse_args()
     try:
         methods = methods_of(args.methods)
-        found = compare(methods, args.data_dir)
+        metrics = [key.strip() for key in args.metrics.split(",") if key.strip()]
+        found = compare(methods, args.data_dir, metrics=metrics)
         if args.out:
             _leave(found, methods, args.out)
     except UserError as error:

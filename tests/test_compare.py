@@ -1,9 +1,11 @@
 import csv
 import json
 import pathlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy import stats
 
 from hmtl_jax import compare, figures
@@ -51,6 +53,49 @@ def test_the_same_examples_are_drawn_for_both_runs():
     np.testing.assert_allclose(
         row["intervals"][0], [0.1 - 1.96 * 0.015, 0.1 + 1.96 * 0.015], atol=6e-3
     )
+
+
+class Ranked:
+    def metrics(self, predicted, labels):
+        if not labels["truth"].any():
+            raise UserError("No example has a label.")
+        auc = 1.0 if predicted.max() > 1 else None  # as where one class is drawn
+        return {"accuracy": float(np.mean(predicted > 0)), "auc": auc, "confusion": [[1]]}
+
+
+def test_metrics_that_are_asked_for_are_measured_on_the_same_draws():
+    labels = {"truth": np.arange(40) == 0, "index": np.arange(40)}
+    found = [{"predictions": {"a": np.arange(40) // 13}, "labels": labels}] * 2
+    asked = compare._of_task("a", [Ranked()] * 2, found, 100, (1, 1), ["auc", "accuracy"])
+    assert list(asked) == ["a/auc", "a/accuracy"]
+    assert asked["a/auc"]["values"] == [[1], [1]]
+    # A third of the draws have no label: they count for nothing, rather than end it.
+    assert asked["a/accuracy"]["intervals"] == [[0, 0]] and asked["a/accuracy"]["p"] == [1]
+    for key in ("confusion", "aucc"):
+        with pytest.raises(
+            UserError, match=f"metric of a in all runs '{key}'; known: accuracy, auc"
+        ):
+            compare._of_task("a", [Ranked()] * 2, found, 100, (1, 1), [key])
+
+
+def test_what_chose_the_checkpoint_is_compared_where_nothing_is_asked_for():
+    def run(best, *tasks):
+        config = ConfigDict({"checkpoint": {"best": best}})
+        return SimpleNamespace(
+            run="r", config=config, program=SimpleNamespace(tasks=dict.fromkeys(tasks))
+        )
+
+    both = [run("b/auc", "a", "b"), run("a/accuracy", "b", "a", "c")]
+    assert compare._wanted(both, []) == {"a": [], "b": ["auc"]}
+    assert compare._wanted([run("puzzle/skill", "a")] * 2, []) == {"a": []}
+    assert compare._wanted([run("", "a")] * 2, []) == {"a": []}
+    asked = ["b/nll", "b/auc"]
+    assert compare._wanted(both, asked) == {"b": ["nll", "auc"]}
+    for key, said in (("c/auc", "task of all runs 'c'; known: a, b"), ("auc", "is no TASK/METRIC")):
+        with pytest.raises(UserError, match=said):
+            compare._wanted(both, [key])
+    with pytest.raises(UserError, match="No task is common"):
+        compare._wanted([run("", "a"), run("", "b")], [])
 
 
 @pytest.mark.slow
