@@ -37,9 +37,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def whole_run(tiny_data, compile_cache, tmp_path_factory):
+def watched_run(tiny_data, compile_cache, tmp_path_factory):
     """A whole run: its workdir, what it printed, and the splits it opened to evaluate, in order."""
-    folder, opened = tmp_path_factory.mktemp("whole_run") / "run", []
+    folder, opened = tmp_path_factory.mktemp("watched_run") / "run", []
     real = pipeline.eval_batches
 
     def spy(source, **options):
@@ -77,26 +77,26 @@ def test_every_kind_of_task_has_a_number_on_the_screen():
     assert headlines(found) == "pose/mae 4.5000, affect/ccc 0.5000, fake/auc 0.9000"
 
 
-def test_the_workdir_holds_everything(whole_run):
-    names = {path.name.partition(".out.")[0] for path in whole_run.workdir.iterdir()}
+def test_the_workdir_holds_everything(watched_run):
+    names = {path.name.partition(".out.")[0] for path in watched_run.workdir.iterdir()}
     assert names == {
         "config.json", "tasks.json", "data.json", "preprocessing.json", "versions.json",
         "metrics.jsonl", "events", "checkpoints", "eval", "pictures",
     }  # fmt: skip
-    assert runs.steps(whole_run.workdir) == [12, 18]
-    kept = json.loads((whole_run.workdir / "config.json").read_text())
+    assert runs.steps(watched_run.workdir) == [12, 18]
+    kept = json.loads((watched_run.workdir / "config.json").read_text())
     assert (kept["batch_size"], kept["tasks.expression.kind"]) == (16, "classification")
-    drawn = {path.stem for path in (whole_run.workdir / "pictures").iterdir()}
+    drawn = {path.stem for path in (watched_run.workdir / "pictures").iterdir()}
     # What the pretext makes is drawn at the first, second, fourth … evaluation, and at the end.
     assert drawn == {
         "mae", "mae-000006", "mae-000012", "attention", "curves", "expression_confusion",
     }  # fmt: skip
     for name in drawn:
-        assert cv2.imread(f"{whole_run.workdir}/pictures/{name}.png") is not None
+        assert cv2.imread(f"{watched_run.workdir}/pictures/{name}.png") is not None
 
 
-def test_metrics_hold_the_promised_keys(whole_run):
-    lines = runs.writer.read(whole_run.workdir / "metrics.jsonl")
+def test_metrics_hold_the_promised_keys(watched_run):
+    lines = runs.writer.read(watched_run.workdir / "metrics.jsonl")
     training = [line for line in lines if "loss/total" in line]
     assert [line["step"] for line in training] == list(range(2, 19, 2))
     promised = {
@@ -116,15 +116,15 @@ def test_metrics_hold_the_promised_keys(whole_run):
         assert {f"eval/validation/{m}" for m in ("expression/accuracy", "mae/skill")} < set(line)
 
 
-def test_training_learns(whole_run):
+def test_training_learns(watched_run):
     """Six times the same few faces: the loss must fall from that of a guess."""
-    lines = [line for line in runs.metrics(whole_run.workdir) if "loss/total" in line]
+    lines = [line for line in runs.metrics(watched_run.workdir) if "loss/total" in line]
     assert lines[0]["loss/expression"] == pytest.approx(np.log(8), abs=0.1)
     assert lines[-1]["loss/total"] < lines[0]["loss/total"]
 
 
-def test_each_example_is_evaluated_once(whole_run):
-    found = runs.evaluations(whole_run.workdir)
+def test_each_example_is_evaluated_once(watched_run):
+    found = runs.evaluations(watched_run.workdir)
     tests = [name for name in found if name.startswith("test")]
     assert len(tests) == 1
     assert set(found) - set(tests) == {f"validation-{step}.json" for step in (6, 12, 18)}
@@ -134,30 +134,30 @@ def test_each_example_is_evaluated_once(whole_run):
         assert report["expression"]["n"] == np.sum(report["expression"]["confusion"]) == size
 
 
-def test_the_test_split_is_read_once_at_the_end(whole_run):
+def test_the_test_split_is_read_once_at_the_end(watched_run):
     faces = ("validation", "test")  # in pictures: none that was trained on
-    assert whole_run.opened == ["validation", faces[0], "test", faces[1]]
+    assert watched_run.opened == ["validation", faces[0], "test", faces[1]]
 
 
-def test_the_last_line_says_what_was_reached_and_where_to_look(whole_run):
-    last = whole_run.printed[-1]
-    (name,) = (name for name in runs.evaluations(whole_run.workdir) if name.startswith("test"))
-    report = runs.evaluations(whole_run.workdir)[name]
+def test_the_last_line_says_what_was_reached_and_where_to_look(watched_run):
+    last = watched_run.printed[-1]
+    (name,) = (name for name in runs.evaluations(watched_run.workdir) if name.startswith("test"))
+    report = runs.evaluations(watched_run.workdir)[name]
     assert last.startswith(f"test: expression/accuracy {report['expression']['accuracy']:.4f}, ")
     assert f"at step {report['step']} (the best by expression/accuracy)" in last
     where, _, files = last.partition("; see ")[2].partition(": ")
-    assert where == str(whole_run.workdir)
+    assert where == str(watched_run.workdir)
     assert f"eval/{name}" in files
-    assert all((whole_run.workdir / file).is_file() for file in files.split(", "))
+    assert all((watched_run.workdir / file).is_file() for file in files.split(", "))
 
 
-def test_progress_is_said_in_lines_of_steps(whole_run):
-    assert whole_run.printed[0] == "synthetic: 96 training examples, 18 steps of 16"
-    assert whole_run.printed[1].endswith("in training; 8 × cpu")
-    steps = [line for line in whole_run.printed if line.startswith("step ")]
+def test_progress_is_said_in_lines_of_steps(watched_run):
+    assert watched_run.printed[0] == "synthetic: 96 training examples, 18 steps of 16"
+    assert watched_run.printed[1].endswith("in training; 8 × cpu")
+    steps = [line for line in watched_run.printed if line.startswith("step ")]
     assert len(steps) == 9
     assert all("images/s  ETA " in line for line in steps)
-    assert len([line for line in whole_run.printed if line.startswith("  validation: ")]) == 3
+    assert len([line for line in watched_run.printed if line.startswith("  validation: ")]) == 3
 
 
 ##### Evaluation #####
@@ -171,25 +171,25 @@ def mesh():
 
 
 @pytest.mark.parametrize("devices", [1, 6])
-def test_a_run_is_opened_on_other_devices_without_its_data(whole_run, tiny_data, devices):
+def test_a_run_is_opened_on_other_devices_without_its_data(watched_run, tiny_data, devices):
     """Batch 16 does not divide over 6; the numbers are the recorded ones all the same."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-        run = trained.load(whole_run.workdir / "checkpoints" / "18", mesh)
+        run = trained.load(watched_run.workdir / "checkpoints" / "18", mesh)
         source = records.open_split(tiny_data, "synthetic", "validation")
         measure = evaluate.measure_step(run.program, mesh)
         found, _ = evaluate.of_split(measure, run.program, run.variables, source, run.config)
-    recorded = runs.evaluations(whole_run.workdir)["validation-18.json"]
-    assert (run.step, run.why, run.run) == (18, "as named", whole_run.workdir)
+    recorded = runs.evaluations(watched_run.workdir)["validation-18.json"]
+    assert (run.step, run.why, run.run) == (18, "as named", watched_run.workdir)
     assert found["expression"]["nll"] == pytest.approx(recorded["expression"]["nll"], rel=1e-6)
     assert found["expression"]["confusion"] == recorded["expression"]["confusion"]
 
 
-def test_evaluation_reads_the_moving_average(whole_run, tiny_data, mesh):
+def test_evaluation_reads_the_moving_average(watched_run, tiny_data, mesh):
     """The recorded NLL is that of the averaged weights and not that of the last ones."""
-    run = trained.load(whole_run.workdir / "checkpoints" / "18", mesh)
-    arrays = runs.arrays(whole_run.workdir, 18)
-    recorded = runs.evaluations(whole_run.workdir)["validation-18.json"]
+    run = trained.load(watched_run.workdir / "checkpoints" / "18", mesh)
+    arrays = runs.arrays(watched_run.workdir, 18)
+    recorded = runs.evaluations(watched_run.workdir)["validation-18.json"]
     assert recorded["weights"] == "moving average"
     leaves = jax.tree_util.tree_flatten_with_path(run.variables)[0]
     for path, leaf in leaves:
@@ -224,20 +224,20 @@ def test_at_the_end_no_state_stands_beside_what_the_report_reads(
 
 
 def test_other_data_are_evaluated_under_their_own_name(
-    whole_run, tiny_data, compile_cache, tmp_path, monkeypatch
+    watched_run, tiny_data, compile_cache, tmp_path, monkeypatch
 ):
     other = tmp_path / "data"
     sizes = {"train": 8, "validation": 8, "test": 17}
     prepare.prepare("synthetic", None, other, progress=False, size=32, seed=7, **sizes)
     again = tmp_path / "run"
-    shutil.copytree(whole_run.workdir, again)
+    shutil.copytree(watched_run.workdir, again)
     before = runs.evaluations(again)
     said, place = evaluate.assess(again, data_dir=str(other), resamples=20)
     after = runs.evaluations(again)
     assert {name: after[name] for name in before} == before
     (new,) = set(after) - set(before)
     identity = records.identity(other, "synthetic")
-    own = whole_run.printed[-1].split("eval/")[1].split(",")[0]
+    own = watched_run.printed[-1].split("eval/")[1].split(",")[0]
     assert new == f"synthetic-{identity['digest'][:8]}-{own}" == place.name
     assert after[new]["examples"] == 17
     assert after[new]["data"]["digest"] == identity["digest"]
@@ -248,10 +248,10 @@ def test_other_data_are_evaluated_under_their_own_name(
 
 
 def test_mirrored_answers_stand_beside_the_plain_ones(
-    whole_run, tiny_data, compile_cache, tmp_path
+    watched_run, tiny_data, compile_cache, tmp_path
 ):
     again = tmp_path / "run"
-    shutil.copytree(whole_run.workdir, again)
+    shutil.copytree(watched_run.workdir, again)
     before = runs.evaluations(again)
     said, _ = evaluate.assess(again, mirror=True, resamples=0)
     after = runs.evaluations(again)
@@ -264,18 +264,18 @@ def test_mirrored_answers_stand_beside_the_plain_ones(
 
 
 def test_several_sets_are_evaluated_as_one_and_each_by_itself(
-    whole_run, tiny_data, compile_cache, tmp_path
+    watched_run, tiny_data, compile_cache, tmp_path
 ):
     """A run on its own test split and on another set at once: the whole is what its parts make."""
     data, again = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tiny_data, data)
-    shutil.copytree(whole_run.workdir, again)
+    shutil.copytree(watched_run.workdir, again)
     sizes = {"train": 8, "validation": 8, "test": 17}
     prepare.prepare(
         "synthetic", None, data, name="more", progress=False, size=32, seed=7, **sizes
     )  # fmt: skip
     said, _ = evaluate.assess(again, data="synthetic,more", data_dir=str(data), resamples=0)
-    (new,) = set(runs.evaluations(again)) - set(runs.evaluations(whole_run.workdir))
+    (new,) = set(runs.evaluations(again)) - set(runs.evaluations(watched_run.workdir))
     found = runs.evaluations(again)[new]
     sets = found["sets"]
     assert sets["more"]["examples"] == 17
@@ -284,7 +284,7 @@ def test_several_sets_are_evaluated_as_one_and_each_by_itself(
     assert sum(right.values()) == pytest.approx(
         found["expression"]["accuracy"] * found["examples"], abs=1e-3
     )
-    before = runs.evaluations(whole_run.workdir).values()
+    before = runs.evaluations(watched_run.workdir).values()
     (own,) = (one for one in before if (one["split"], one["step"]) == ("test", found["step"]))
     assert own["examples"] == sets["synthetic"]["examples"]
     assert sets["synthetic"]["expression"]["accuracy"] == own["expression"]["accuracy"]
@@ -346,13 +346,13 @@ def test_a_window_outside_the_run_is_refused_before_anything_is_written(tiny_dat
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_evaluating_a_finished_run_again_gives_the_same_numbers(whole_run, tiny_data, tmp_path):
+def test_evaluating_a_finished_run_again_gives_the_same_numbers(watched_run, tiny_data, tmp_path):
     again = tmp_path / "run"
-    shutil.copytree(whole_run.workdir, again)
+    shutil.copytree(watched_run.workdir, again)
     shutil.rmtree(again / "eval")
     said, place = evaluate.assess(again, resamples=50)
     (before,) = (
-        found for name, found in runs.evaluations(whole_run.workdir).items() if name == place.name
+        found for name, found in runs.evaluations(watched_run.workdir).items() if name == place.name
     )
     assert {key: said[key] for key in ("examples", "step", "weights")} == {
         key: before[key] for key in ("examples", "step", "weights")
@@ -363,7 +363,7 @@ def test_evaluating_a_finished_run_again_gives_the_same_numbers(whole_run, tiny_
     assert low <= accuracy <= high and (low < high) == (0 < accuracy < 1)
     assert (again / "pictures" / "curves.png").is_file()
     for name in ("config.json", "metrics.jsonl"):
-        assert (again / name).read_bytes() == (whole_run.workdir / name).read_bytes()
+        assert (again / name).read_bytes() == (watched_run.workdir / name).read_bytes()
 
 
 def test_evaluating_nothing_is_refused_and_leaves_nothing(tmp_path):
@@ -414,16 +414,16 @@ def test_a_best_that_cannot_be_is_refused_before_training(tiny_data, tmp_path, c
 ##### Whose the workdir is, and whether it can hold a run #####
 
 
-def test_a_workdir_of_another_recipe_is_refused(whole_run, tiny_data):
+def test_a_workdir_of_another_recipe_is_refused(watched_run, tiny_data):
     with pytest.raises(UserError) as caught:
-        runs.run(runs.config(tiny_data, optim__lr=0.5, seed=3), whole_run.workdir)
-    assert str(whole_run.workdir) in str(caught.value)
+        runs.run(runs.config(tiny_data, optim__lr=0.5, seed=3), watched_run.workdir)
+    assert str(watched_run.workdir) in str(caught.value)
     assert "optim.lr: 0.001 → 0.5; seed: 0 → 3" in str(caught.value)
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(whole_run, tiny_data, tmp_path):
+def test_a_checkpoint_of_another_recipe_is_refused(watched_run, tiny_data, tmp_path):
     """Without config.json the checkpoint itself still knows."""
-    shutil.copytree(whole_run.workdir / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(watched_run.workdir / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(UserError, match=r"checkpoints/18 belongs .* optim\.lr: 0\.001 → 0\.5"):
         runs.run(runs.config(tiny_data, optim__lr=0.5), tmp_path)
 
@@ -452,15 +452,17 @@ def test_a_start_that_fails_does_not_claim_the_workdir(tiny_data, tmp_path):
 ##### Where training starts and on what #####
 
 
-def test_init_from_lists_what_it_took_and_left(whole_run, tiny_data, compile_cache, tmp_path, mesh):
-    cfg = runs.config(tiny_data, init_from=str(whole_run.workdir))
+def test_init_from_lists_what_it_took_and_left(
+    watched_run, tiny_data, compile_cache, tmp_path, mesh
+):
+    cfg = runs.config(tiny_data, init_from=str(watched_run.workdir))
     tasks = build.make_tasks(cfg, records.open_split(tiny_data, "synthetic", "train"))
     training = build.training(cfg, tasks, 96)
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr(initial, "say", printed.append)
         current = train.begin(cfg, training, state.abstract(training, mesh))
-    last = run_arrays = runs.arrays(whole_run.workdir, 18)
+    last = run_arrays = runs.arrays(watched_run.workdir, 18)
     average = last["ema/params/encoder/embed/kernel"]
     np.testing.assert_array_equal(current.params["encoder"]["embed"]["kernel"], average)
     head = current.params["heads_expression"]
@@ -469,14 +471,14 @@ def test_init_from_lists_what_it_took_and_left(whole_run, tiny_data, compile_cac
     )
     took, left = printed
     assert took.startswith(
-        f"init_from {whole_run.workdir}: took encoder/blocks (24), encoder/cls, "
+        f"init_from {watched_run.workdir}: took encoder/blocks (24), encoder/cls, "
     )
     assert "encoder" not in left.partition(": left ")[2]
     assert "heads_expression" in left and "decoders_mae" in left
 
 
-def test_init_from_refuses_another_size(whole_run, tiny_data, tmp_path):
-    cfg = runs.config(tiny_data, init_from=str(whole_run.workdir), model__encoder="32x2x2/8")
+def test_init_from_refuses_another_size(watched_run, tiny_data, tmp_path):
+    cfg = runs.config(tiny_data, init_from=str(watched_run.workdir), model__encoder="32x2x2/8")
     with pytest.raises(
         UserError, match=r"does not fit the recipe's model.*fc2/bias \(16,\) → \(32,\)"
     ):
