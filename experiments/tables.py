@@ -163,8 +163,13 @@ def fairface(form: str) -> dict:
     return rows
 
 
-# Of every task on rendered faces, what is compared.
-SYNTHETIC = {"pose": "mae", "attributes": "accuracy", "affect": "ccc", "deepfake": "auc"}
+# Of every task on rendered faces, what is compared, and how many have labels.
+SYNTHETIC = {
+    "pose": ("mae", "twenty"),
+    "attributes": ("accuracy", "twenty"),
+    "affect": ("ccc", "twenty"),
+    "deepfake": ("auc", "five"),
+}
 # Targets of the masked auto-encoder, each in the forms that it has.
 FORMS = (
     "rgb", "rgb_patch",
@@ -350,14 +355,14 @@ TABLES = {
     ),
 } | {
     f"synthetic_{task}": Table(
-        f"Rendered faces, {task}, one label in twenty, with and without a puzzle",
+        f"Rendered faces, {task}, one label in {many}, with and without a puzzle",
         f"{task}/{metric}",
         {
             "supervised": one(f"synthetic_{task}:supervised"),
             "puzzle": one(f"synthetic_{task}"),
         },
     )
-    for task, metric in SYNTHETIC.items()
+    for task, (metric, many) in SYNTHETIC.items()
 }
 
 
