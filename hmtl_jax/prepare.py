@@ -119,7 +119,9 @@ def prepare(
 
 
 def _bar(items: Iterable[Any], description: str, disable: bool) -> Iterable[Any]:
-    return tqdm.tqdm(items, desc=description, unit=" images", disable=disable)
+    # A file keeps what a terminal writes over: there half a minute a line will do.
+    often = 0.1 if sys.stderr.isatty() else 30
+    return tqdm.tqdm(items, desc=description, unit=" images", disable=disable, mininterval=often)
 
 
 def _reader(name: str, options: Mapping[str, Any]) -> Reader:
