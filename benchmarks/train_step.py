@@ -183,6 +183,8 @@ def matmul_ceiling(dtype: str, side: int) -> float:
 def measure(args: argparse.Namespace) -> str:
     """Runs all arms in turn and returns the tables as Markdown."""
     methods, wanted = methods_of(args.encoder), args.peers or args.dtype
+    if not any(wanted in name for name in PEERS):
+        sys.exit(f"error: no peer has {wanted!r} in its name; they are: {'; '.join(PEERS)}.")
     ours = {method: Ours(config_of(method, args), args) for method in methods}
     peers = {}
     if args.peer_python:
@@ -191,8 +193,6 @@ def measure(args: argparse.Namespace) -> str:
             for name, options in PEERS.items()
             if wanted in name
         }
-        if not peers:
-            sys.exit(f"error: no peer has {wanted!r} in its name; they are: {'; '.join(PEERS)}.")
     arms = {("hmtl_jax", m): ours[m].seconds for m in methods}
     for name, peer in peers.items():
         arms |= {(name, m): lambda n, p=peer, m=m: p.seconds(m, n) for m in methods}

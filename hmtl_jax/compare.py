@@ -27,7 +27,7 @@ from scipy import stats
 from hmtl_jax import build, compiled, evaluate, figures, files, infer, sharding, trained, workdir
 from hmtl_jax.data import sources
 from hmtl_jax.errors import UserError, lookup
-from hmtl_jax.metrics import names
+from hmtl_jax.metrics import bootstrap, names
 
 RESAMPLES = 1000
 
@@ -168,19 +168,27 @@ def _of_task(
     ]
     whole = [task.metrics(predicted, labels) for task, predicted, labels in rows]
     shared = {
-        key: names.METRICS[key]
-        for key in whole[0]
-        if key in names.METRICS and all(isinstance(one.get(key), float) for one in whole)
+        key: value
+        for key, value in whole[0].items()
+        if all(isinstance(one.get(key), float) for one in whole)
     }
     for key in keys:
         lookup(shared, key, f"metric of {name} in all runs")
     keys = keys or [names.first_headline(shared)]
-    rng = np.random.default_rng(0)
+
+    def measure(chosen: np.ndarray) -> dict[tuple[str, int], Any]:
+        return {
+            (key, run): value
+            for run, (task, predicted, labels) in enumerate(rows)
+            for key, value in task.metrics(
+                predicted[chosen], {k: v[chosen] for k, v in labels.items()}
+            ).items()
+        }
+
+    of_each = [(key, run) for key in keys for run in range(len(rows))]
     count = len(found[0]["labels"]["index"])
-    drawn = np.full((len(keys), resamples, len(rows)), np.nan)
-    for resample in range(resamples):
-        chosen = rng.integers(0, count, count)
-        drawn[:, resample] = np.transpose([_measured(row, keys, chosen) for row in rows])
+    drawn = bootstrap.draws(measure, of_each, count, resamples=resamples)
+    drawn = np.split(drawn, len(keys), axis=1)
     return {
         f"{name}/{key}": _summary(f"{name}/{key}", [one[key] for one in whole], draws, sizes)
         for key, draws in zip(keys, drawn, strict=True)
@@ -227,16 +235,6 @@ def _apart(
     beyond = min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1
     p = min(1.0, 2 * beyond / (len(gaps) + 1))
     return np.percentile(gaps, [2.5, 97.5]).tolist(), float(p), "examples"
-
-
-def _measured(row: tuple, keys: Sequence[str], chosen: np.ndarray) -> np.ndarray:
-    """Each metric of the examples that were chosen, NaN where nothing defines it."""
-    task, predicted, labels = row
-    try:
-        found = task.metrics(predicted[chosen], {k: v[chosen] for k, v in labels.items()})
-    except UserError:  # a draw without a single label
-        found = {}
-    return np.array([found.get(key) for key in keys], np.float64)
 
 
 def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
