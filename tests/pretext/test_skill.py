@@ -116,7 +116,7 @@ def test_an_evaluation_has_the_skill_of_the_split_on_masks_that_stay():
     assert set(whole) == {"mae/rgb", "mae/lbp", "puzzle"}
     skills = evaluate.skills(jax.device_get(whole))
     assert set(skills["mae"]) == {"rgb/skill", "lbp/skill"} and set(skills["puzzle"]) == {"skill"}
-    own, constant = np.asarray(whole["mae/rgb"]).sum(0)
+    own, constant = np.asarray(whole["mae/rgb"], np.float64).sum(0)
     assert skills["mae"]["rgb/skill"] == pytest.approx(1 - own / constant)
     # A picture has its own masks, wherever it stands in a batch.
     turned = {name: np.roll(value, 3, axis=0) for name, value in batch.items()}
