@@ -146,7 +146,10 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
 
 
 def fairface(form: str) -> dict:
-    """FairFace with a share of the labels: alone, and with a pretext of all faces."""
+    """FairFace with a share of the labels: alone, and with a pretext of all faces.
+
+    On a CPU, where its steps are short, supervised also with as much work as beside a puzzle.
+    """
 
     def method(*roles: str) -> list[tuple[str, tuple[str, ...]]]:
         words = [",".join(filter(None, (form, role))) for role in roles]
@@ -160,6 +163,9 @@ def fairface(form: str) -> dict:
     }
     if form == "cpu":
         rows["puzzle_all_faces_pooled"] = one("fairface_few_labels:cpu", *POOLED)
+        for times in (2, 3):
+            size = (f"--config.steps={times * 1500}", f"--config.eval_every={times * 250}")
+            rows[f"supervised_{times}x"] = one("fairface_few_labels:cpu,supervised", *size)
     return rows
 
 
@@ -294,6 +300,7 @@ TABLES = {
         "gender/accuracy",
         fairface("cpu"),
         also=("race/accuracy", "age_group/accuracy"),
+        equal={name: row for name, row in EQUAL.items() if {name, row} <= fairface("cpu").keys()},
     ),
     "ferplus_5": Table(
         "FER+, 5 % of the labels, CNN of 1.9 M, NVIDIA H200, 3,000 steps of 128 labelled faces",
@@ -338,6 +345,7 @@ TABLES = {
         "expression/accuracy",
         {
             "supervised": one("ferplus_supervised:cpu", *SMALL),
+            "supervised_muon": one("ferplus_supervised:cpu", *SMALL, "--config.optim.name=muon"),
             "puzzle": one("ferplus_puzzle:cpu", *SMALL),
         },
         seeds=1,

@@ -128,9 +128,15 @@ def _wanted(runs: Sequence[trained.Trained], metrics: Sequence[str]) -> dict[str
             if not metric:
                 raise UserError(f"{key!r} is no TASK/METRIC, such as expression/accuracy.")
             lookup(wanted, task, "task of all runs")
-        if task in wanted and metric not in wanted[task]:
+            lookup(dict.fromkeys(_measured(runs, task)), metric, f"metric of {task} in all runs")
+        if task in wanted and metric in _measured(runs, task) and metric not in wanted[task]:
             wanted[task].append(metric)
     return {task: keys for task, keys in wanted.items() if keys or not metrics}
+
+
+def _measured(runs: Sequence[trained.Trained], task: str) -> list[str]:
+    of_each = [run.program.tasks[task].metric_names for run in runs]
+    return [name for name in of_each[0] if all(name in names for names in of_each)]
 
 
 def _source(runs: Sequence[trained.Trained], data_dir: str | None) -> sources.Opened:
@@ -173,7 +179,11 @@ def _of_task(
         if all(isinstance(one.get(key), float) for one in whole)
     }
     for key in keys:
-        lookup(shared, key, f"metric of {name} in all runs")
+        if key not in shared:
+            raise UserError(
+                f"The test split does not define {name}/{key}, as where it holds a single class; "
+                f"ask for others by --metrics, of {', '.join(shared)}."
+            )
     keys = keys or [names.first_headline(shared)]
 
     def measure(chosen: np.ndarray) -> dict[tuple[str, int], Any]:

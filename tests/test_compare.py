@@ -71,27 +71,30 @@ def test_metrics_that_are_asked_for_are_measured_on_the_same_draws():
     assert asked["a/auc"]["values"] == [[1], [1]]
     # A third of the draws have no label: they count for nothing, rather than end it.
     assert asked["a/accuracy"]["intervals"] == [[0, 0]] and asked["a/accuracy"]["p"] == [1]
-    for key in ("confusion", "aucc"):
-        with pytest.raises(
-            UserError, match=f"metric of a in all runs '{key}'; known: accuracy, auc"
-        ):
-            compare._of_task("a", [Ranked()] * 2, found, 100, (1, 1), [key])
+    found = [{"predictions": {"a": np.arange(40) % 2}, "labels": labels}] * 2
+    with pytest.raises(UserError, match=r"does not define a/auc, .* by --metrics, of accuracy"):
+        compare._of_task("a", [Ranked()] * 2, found, 100, (1, 1), ["auc"])
 
 
 def test_what_chose_the_checkpoint_is_compared_where_nothing_is_asked_for():
     def run(best, *tasks):
         config = ConfigDict({"checkpoint": {"best": best}})
-        return SimpleNamespace(
-            run="r", config=config, program=SimpleNamespace(tasks=dict.fromkeys(tasks))
-        )
+        measures = SimpleNamespace(metric_names=("auc", "nll"))
+        program = SimpleNamespace(tasks=dict.fromkeys(tasks, measures))
+        return SimpleNamespace(run="r", config=config, program=program)
 
     both = [run("b/auc", "a", "b"), run("a/accuracy", "b", "a", "c")]
     assert compare._wanted(both, []) == {"a": [], "b": ["auc"]}
     assert compare._wanted([run("puzzle/skill", "a")] * 2, []) == {"a": []}
     assert compare._wanted([run("", "a")] * 2, []) == {"a": []}
+    assert compare._wanted([run("a/ccc", "a")] * 2, []) == {"a": []}
     asked = ["b/nll", "b/auc"]
     assert compare._wanted(both, asked) == {"b": ["nll", "auc"]}
-    for key, said in (("c/auc", "task of all runs 'c'; known: a, b"), ("auc", "is no TASK/METRIC")):
+    for key, said in (
+        ("c/auc", "task of all runs 'c'; known: a, b"),
+        ("auc", "is no TASK/METRIC"),
+        ("a/acu", "metric of a in all runs 'acu'; known: auc, nll"),
+    ):
         with pytest.raises(UserError, match=said):
             compare._wanted(both, [key])
     with pytest.raises(UserError, match="No task is common"):
