@@ -23,9 +23,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hmtl_jax import build, recipe, sharding, state, train
+from hmtl_jax import build, recipe, sharding, state, tasks, train
 from hmtl_jax.cluster import say
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import UserError, lookup
 
 GIB = 2**30
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -73,10 +73,15 @@ def pretended(count: int) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """A training split whose labels the recipe tells: {label: classes, or 0 for a number}."""
+    """A training split whose labels the recipe tells: {label: classes, or 0 for a number}.
+
+    vectors: those of which each example has a number for every class, with the names of these where
+    the task that reads them wants its own.
+    """
 
     sizes: Mapping[str, int]
     count: int
+    vectors: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     name: str = "told"
     split: str = "train"
 
@@ -93,17 +98,17 @@ class Told:
         return found | {"image": b"", "key": str(index)}
 
     def class_names(self, label: str) -> tuple[str, ...] | None:
-        """Numbers, as names of a label's classes or entries."""
-        size = self.sizes[label]
-        return tuple(f"{label}{at}" for at in range(size)) if size else None
+        """Names of a label's classes or entries: numbers, where nothing wants others."""
+        numbered = tuple(f"{label}{at}" for at in range(self.sizes[label]))
+        return self.vectors.get(label) or numbered or None
 
     def column(self, label: str) -> np.ndarray:
         """Each class in turn; vectors, and single numbers, of zeros."""
         size = self.sizes[label]
         if not size:
             return np.zeros(self.count, np.float32)
-        if label.endswith("_soft") or label in ("pose", "attributes"):
-            return np.zeros((self.count, size), np.float32 if label != "attributes" else np.int32)
+        if label in self.vectors:
+            return np.zeros((self.count, size), np.float32)
         return np.arange(self.count, dtype=np.int32) % size
 
 
@@ -126,7 +131,13 @@ def training_split(config: ConfigDict) -> Any:
                 "commas between them."
             )
         sizes[label] = int(number)
-    return Told(sizes, config.plan.examples or config.batch_size)
+    # What a task lists among several is read number by number; one label alone is a class.
+    vectors: dict[str, tuple[str, ...]] = {name: () for name in sizes if name.endswith("_soft")}
+    for part in config.tasks.values():
+        names = lookup(tasks.TASKS, part.kind, "task").outputs
+        own = names if isinstance(names, tuple) else ()  # as a pose has; or the data give them
+        vectors |= dict.fromkeys(part.get("labels", ()), own)
+    return Told(sizes, config.plan.examples or config.batch_size, vectors)
 
 
 @dataclasses.dataclass(frozen=True)

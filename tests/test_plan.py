@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hmtl_jax import build, plan, sharding, state, step
+from hmtl_jax import build, plan, recipe, sharding, state, step
 from hmtl_jax.errors import UserError
 from tests import runs, tiny
 
@@ -161,10 +161,27 @@ def test_missing_data_may_be_told(tmp_path):
 
 
 def test_told_labels_make_every_kind_of_task():
-    told = plan.Told({"expression": 3, "valence": 0, "pose": 3}, 9)
-    assert told.column("expression").tolist() == [0, 1, 2] * 3
-    assert told.column("valence").shape == (9,) and told.column("pose").shape == (9, 3)
+    found = config(labels="expression=3,expression_soft=3,valence=0,head=3,units=12,fake=2")
+    found.tasks = {
+        "expression": recipe.task("classification", label="expression", soft=True),
+        "affect": recipe.task("regression", labels=("valence",)),
+        "pose": recipe.task("pose", labels=("head",)),
+        "units": recipe.task("multilabel", labels=("units",)),
+        "fake": recipe.task("binary", label="fake"),
+    }
+    told = plan.training_split(found)
+    assert told.column("expression").tolist() == [index % 3 for index in range(16)]
+    shapes = {label: told.column(label).shape[1:] for label in told.labels}
+    assert shapes == dict.fromkeys(("expression", "valence", "fake"), ()) | {
+        "expression_soft": (3,),
+        "head": (3,),
+        "units": (12,),
+    }
     assert build.TrainingData(told, told.column("expression")).classes("valence") == ()
+    made = build.make_tasks(found, told)
+    assert {name: task.num_outputs for name, task in made.items()} == {
+        "expression": 3, "affect": 1, "pose": 6, "units": 12, "fake": 1,
+    }  # fmt: skip
 
 
 def test_more_devices_than_this_process_has_are_refused():
