@@ -118,9 +118,8 @@ class Program:
         config = case.config.copy_and_resolve_references()
         with config.unlocked():
             config.batch_size = rows
-        self.training = build.training(
-            config, build.make_tasks(config, compile_time.Faces()), 10**5
-        )
+        tasks = build.make_tasks(config, compile_time.faces(config))
+        self.training = build.training(config, tasks, 10**5)
         batch = compile_time.batch_of(config, rows)
         if case.kept:
             rng, size = np.random.default_rng(0), config.data.image_size
@@ -230,7 +229,8 @@ def twenty(config: ConfigDict, rows: int) -> np.ndarray:
     """The total losses of twenty steps on five batches of noise, float64 [20]."""
     with config.unlocked():
         config.batch_size = rows
-    training = build.training(config, build.make_tasks(config, compile_time.Faces()), 10**5)
+    tasks = build.make_tasks(config, compile_time.faces(config))
+    training = build.training(config, tasks, 10**5)
     run = build.jitted(step.train_step, training)
     abstract = jax.eval_shape(lambda: state.create(training))
     current, losses = compile_time.noisy_state(abstract), []

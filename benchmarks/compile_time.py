@@ -25,36 +25,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import train_step
-from hmtl_jax import build, state, step
+from hmtl_jax import build, plan, state, step
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 VIT_B = {"model.encoder": "B/16", "model.drop_path": 0.0}
+LABELS = (
+    "age_group=8,arousal=0,attributes=40,expression=8,expression_soft=8,fake=2,gender=8,pose=3,"
+    "race=8,valence=0"
+)
 
 
-class Faces:
+def faces(config: ConfigDict) -> plan.Told:
     """Stands for any of the data sets: labels of every kind, and no pictures."""
-
-    labels = (
-        "age_group", "arousal", "attributes", "expression", "expression_soft", "fake", "gender",
-        "pose", "race", "valence",
-    )  # fmt: skip
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        shares = {"expression_soft": np.full(8, 1 / 8, np.float32)}
-        vectors = {"attributes": np.zeros(40, np.int32), "pose": np.zeros(3, np.float32)}
-        classes = {label: np.int32(0) for label in self.labels if self.class_names(label)}
-        numbers = {label: np.float32(0) for label in ("arousal", "valence")}
-        return numbers | classes | vectors | shares | {"image": b"", "key": str(index)}
-
-    def class_names(self, label):
-        """The names of a label's classes or entries."""
-        if label in ("fake", "expression_soft"):
-            return ("real", "fake") if label == "fake" else None
-        names = {"attributes": tuple(f"a{i}" for i in range(40)), "pose": ("yaw", "pitch", "roll")}
-        return names.get(label, None if label in ("valence", "arousal") else tuple("abcdefgh"))
+    return plan.told(config, LABELS, count=8)
 
 
 def arguments_of(name: str, module) -> list[str]:
@@ -83,7 +66,8 @@ def recipes() -> Iterator[tuple[str, ConfigDict]]:
 def batch_of(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
     """A batch of noise with every label."""
     size, rng = config.data.decode_size or config.data.image_size, np.random.default_rng(0)
-    batch = {name: np.stack([value] * rows) for name, value in Faces()[0].items() if name != "key"}
+    first = faces(config)[0]
+    batch = {name: np.stack([value] * rows) for name, value in first.items() if name != "key"}
     return batch | {
         "image": rng.integers(0, 256, (rows, size, size, 3)).astype(np.uint8),
         "valid": np.ones(rows, bool),
@@ -111,7 +95,7 @@ def noisy_state(abstract: state.TrainState) -> state.TrainState:
 
 def measure(config: ConfigDict, rows: int) -> tuple[int, float, float]:
     """Parameters in training, and wall and processor seconds to trace, lower and compile."""
-    training = build.training(config, build.make_tasks(config, Faces()), 25_000)
+    training = build.training(config, build.make_tasks(config, faces(config)), 25_000)
     abstract = jax.eval_shape(lambda: state.create(training))
     batch = batch_of(config, rows)
     jitted = build.jitted(step.train_step, training)

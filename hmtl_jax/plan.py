@@ -122,8 +122,16 @@ def training_split(config: ConfigDict) -> Any:
                 f"{str(error).rstrip('.')}; or tell the labels that the tasks read, with the "
                 "number of their classes, as --config.plan.labels=expression=8,valence=0."
             ) from None
+    return told(config, config.plan.labels, config.plan.examples or config.batch_size)
+
+
+def told(config: ConfigDict, labels: str, count: int) -> Told:
+    """A split of `count` examples with `labels`, as the recipe's tasks read them.
+
+    labels: `LABEL=CLASSES`, or 0 for a number, with commas. UserError for what is not like this.
+    """
     sizes = {}
-    for part in config.plan.labels.split(","):
+    for part in labels.split(","):
         label, _, number = part.strip().partition("=")
         if not label.isidentifier() or not number.isdigit():
             raise UserError(
@@ -137,7 +145,7 @@ def training_split(config: ConfigDict) -> Any:
         names = lookup(tasks.TASKS, part.kind, "task").outputs
         own = names if isinstance(names, tuple) else ()  # as a pose has; or the data give them
         vectors |= dict.fromkeys(part.get("labels", ()), own)
-    return Told(sizes, config.plan.examples or config.batch_size, vectors)
+    return Told(sizes, count, vectors)
 
 
 @dataclasses.dataclass(frozen=True)

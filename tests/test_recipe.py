@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks.compile_time import Faces, arguments_of
+from benchmarks.compile_time import arguments_of, faces
 from hmtl_jax import build, recipe, rules, state
 from hmtl_jax.data import augment
 from hmtl_jax.data.readers import READERS
@@ -42,7 +42,7 @@ def test_every_recipe_builds(name):
         rules.check(config)
         # What its docstring tells to prepare can be prepared; `own` has the user's own set.
         assert config.data.name in READERS or name == "own"
-        training = build.training(config, build.make_tasks(config, Faces()), 25_000)
+        training = build.training(config, build.make_tasks(config, faces(config)), 25_000)
         made = jax.eval_shape(lambda training=training: state.create(training))
         heads = {f"heads_{name}" for name in config.tasks}
         decoded = training.program.pretexts.items()
