@@ -350,6 +350,18 @@ TABLES = {
         },
         seeds=1,
     ),
+    "ferplus_recipe_cpu": Table(
+        "FER+, all labels, ferplus_supervised:cpu, a CNN of 0.48 M: optimizer and length",
+        "expression/accuracy",
+        {
+            f"{name}_{epochs}_epochs": one(
+                "ferplus_supervised:cpu", f"--config.epochs={epochs}", f"--config.optim.name={name}"
+            )
+            for epochs in (50, 100)
+            for name in ("adamw", "muon")
+        },
+        seeds=1,
+    ),
     "synthetic_expression": Table(
         "The demo: rendered faces, eight expressions from 401 labels, with and without a puzzle",
         "expression/accuracy",
