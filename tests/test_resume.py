@@ -90,6 +90,7 @@ def test_what_a_weighting_learns_is_resumed(tiny_data, compile_cache, tmp_path, 
     config = runs.config(
         tiny_data, batch_size=48, steps=6, epochs=0.0, checkpoint__every=3, checkpoint__keep=9,
         weighting__name=name, weighting__lr=0.05, optim__warmup_epochs=0.0,
+        data__validation="", data__test="", checkpoint__best="",
     )  # fmt: skip
     runs.run(config, tmp_path / "run")
     whole = runs.arrays(tmp_path / "run", 6)
