@@ -131,15 +131,13 @@ def main() -> None:
     config.batch_size = args.rows or config.batch_size
     config.data.cache = "none"
     config.plan.labels, config.plan.examples = args.labels, 10_000
-    source = plan.training_split(config)
+    data = plan.Data.of(config, plan.training_split(config))
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        tasks = build.make_tasks(config, source)
-        training = build.training(config, tasks, len(source))
-        shapes = plan.shapes(config, source, tasks, config.batch_size)
+        training = build.training(config, data.tasks, data.examples)
         abstract = state.abstract(training, mesh)
         current = state.create_sharded(training, abstract, config.seed)
-        batch = sharding.to_devices(noise(shapes), mesh)
+        batch = sharding.to_devices(noise(data.batch(config.batch_size)), mesh)
         step = build.train_step(training, abstract, mesh)
         compiled = step.lower(current, batch).compile()
         current, _ = compiled(current, batch)

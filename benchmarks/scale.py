@@ -101,8 +101,9 @@ def planned(devices: int, encoder: str, fsdp: int, rows: int) -> dict:
     mesh = sharding.make_mesh(**config.mesh, devices=plan.pretended(devices))
     import jax
 
+    data = plan.Data.of(config, plan.training_split(config))
     with jax.set_mesh(mesh):
-        found = plan.Planned.of(config, plan.training_split(config), mesh, rows * devices)
+        found = plan.Planned.of(config, data, mesh, rows * devices)
     return {"sent": dict(found.sent), "operations": found.operations / rows}
 
 

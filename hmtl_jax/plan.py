@@ -37,13 +37,13 @@ def run(config: ConfigDict, folder: pathlib.Path | None = None) -> None:
     devices = pretended(config.plan.devices)
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
-    source = training_split(config)
+    data = Data.of(config, training_split(config))
     with jax.set_mesh(mesh):
-        found = Planned.of(config, source, mesh, config.batch_size)
+        found = Planned.of(config, data, mesh, config.batch_size)
         for line in text(config, found, mesh):
             say(line)
         if config.plan.gib:
-            largest, needed = largest_batch(config, source, mesh, found)
+            largest, needed = largest_batch(config, data, mesh, found)
             say(
                 f"largest batch     {largest:,} ({largest // mesh.size:,} a device: "
                 f"{needed / GIB:.2f} of {config.plan.gib:g} GiB)"
@@ -122,7 +122,9 @@ def training_split(config: ConfigDict) -> Any:
                 f"{str(error).rstrip('.')}; or tell the labels that the tasks read, with the "
                 "number of their classes, as --config.plan.labels=expression=8,valence=0."
             ) from None
-    return told(config, config.plan.labels, config.plan.examples or config.batch_size)
+    # A subset rounds each class by itself: of as many as two batches leave, one has enough.
+    enough = 2 * math.ceil(config.batch_size / config.data.subset)
+    return told(config, config.plan.labels, config.plan.examples or enough)
 
 
 def told(config: ConfigDict, labels: str, count: int) -> Told:
@@ -149,11 +151,45 @@ def told(config: ConfigDict, labels: str, count: int) -> Told:
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """What a step has of a training split.
+
+    examples: those that take part. arrays: name → shape and dtype of an example's part of a batch.
+    kept: bytes of all pictures, where `data.cache` puts them on the devices.
+    """
+
+    tasks: Mapping[str, Any]
+    examples: int
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    kept: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, source: Any) -> "Data":
+        """Reads labels, and no picture."""
+        with (config := config.copy_and_resolve_references()).unlocked():
+            cache, config.data.cache = config.data.cache, "none"
+        made = build.make_tasks(config, source)
+        others = None if isinstance(source, Told) else train.unlabelled(config)
+        batches = train.train_batches(config, cast(Any, source), made, others)
+        of_one = {name: (shape[1:], dtype) for name, (shape, dtype) in batches.abstract(1).items()}
+        if config.data.labelled < 1 or config.data.unlabelled:
+            of_one["labelled"] = ((), np.dtype(bool))
+        picture = math.prod(of_one["image"][0]) * of_one["image"][1].itemsize
+        kept = batches.num_examples * picture if cache == "device" else 0
+        return cls(made, batches.num_examples, of_one, kept)
+
+    def batch(self, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each array of a batch."""
+        return {name: ((rows, *shape), dtype) for name, (shape, dtype) in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Planned:
     """A compiled step, by what matters. Bytes and operations are those of one device.
 
-    parts: parameters by part of the model. steps: of the run. arguments: state and batch;
-    temporaries: what comes and goes in a step; sent: bytes that each kind of collective makes.
+    parts: parameters by part of the model. steps: of the run. arguments: state, batch, and
+    pictures that are kept there; temporaries: what comes and goes in a step; sent: bytes that each
+    kind of collective makes.
     """
 
     parts: Mapping[str, int]
@@ -172,15 +208,14 @@ class Planned:
         return self.arguments + self.temporaries + self.output
 
     @classmethod
-    def of(cls, config: ConfigDict, source: Any, mesh: Mesh, rows: int) -> "Planned":
+    def of(cls, config: ConfigDict, data: Data, mesh: Mesh, rows: int) -> "Planned":
         """Compiles the recipe's step for a batch of `rows` over the mesh."""
         with (config := config.copy_and_resolve_references()).unlocked():
             config.batch_size, config.data.cache = rows, "none"
-        tasks = build.make_tasks(config, source)
-        examples = max(len(source), rows)
-        training = build.training(config, tasks, examples)
+        examples = max(data.examples, rows)
+        training = build.training(config, data.tasks, examples)
         abstract = state.abstract(training, mesh)
-        batch = sharding.of_batch(shapes(config, source, tasks, rows), mesh)
+        batch = sharding.of_batch(data.batch(rows), mesh)
         traced = build.train_step(training, abstract, mesh).trace(abstract, batch)
         compiled = traced.lower().compile()
         costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
@@ -194,7 +229,7 @@ class Planned:
             steps=recipe.total_steps(config, examples),
             operations=operations(traced) / mesh.size,
             moved=costs.get("bytes accessed", math.nan),
-            arguments=memory.argument_size_in_bytes,
+            arguments=memory.argument_size_in_bytes + data.kept // mesh.size,
             temporaries=memory.temp_size_in_bytes,
             output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
             checkpoint=state.nbytes(abstract),
@@ -211,19 +246,6 @@ def operations(traced: jax.stages.Traced) -> float:
     """
     costs = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
     return costs["flops"] if costs else math.nan
-
-
-def shapes(config: ConfigDict, source: Any, tasks: Mapping[str, Any], rows: int) -> dict:
-    """Shape and dtype of each array of a batch; reads no picture."""
-    told, opened = isinstance(source, Told), source
-    if told and len(source) < rows:
-        opened = dataclasses.replace(source, count=rows)
-    others = None if told else train.unlabelled(config)
-    batches = train.train_batches(config, cast(Any, opened), tasks, others)
-    found = batches.abstract(rows)
-    if config.data.labelled < 1 or config.data.unlabelled:
-        found["labelled"] = ((rows,), np.dtype(bool))
-    return found
 
 
 def collectives(program: str) -> dict[str, int]:
@@ -258,7 +280,7 @@ def text(config: ConfigDict, found: Planned, mesh: Mesh) -> list[str]:
 
 
 def largest_batch(
-    config: ConfigDict, source: Any, mesh: Mesh, found: Planned
+    config: ConfigDict, data: Data, mesh: Mesh, found: Planned
 ) -> tuple[int, int]:  # fmt: skip
     """The largest batch whose step fits `plan.gib` on each device, and its bytes.
 
@@ -271,7 +293,7 @@ def largest_batch(
 
     def needed(rows: int) -> int:
         if rows not in known:
-            known[rows] = Planned.of(config, source, mesh, rows).peak
+            known[rows] = Planned.of(config, data, mesh, rows).peak
         return known[rows]
 
     if needed(unit) > room:

@@ -100,7 +100,7 @@ def defaults() -> ConfigDict:
     config.plan.devices = 0  # processors to pretend; 0: the devices at hand
     config.plan.gib = 0.0  # memory of a device, of which the largest batch is sought; 0: it is not
     config.plan.labels = ""  # where the data are not at hand: expression=8,valence=0
-    config.plan.examples = 0  # of such data; 0: one batch
+    config.plan.examples = 0  # of such data; 0: two batches
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 0  # steps between checkpoints; 0: at each evaluation

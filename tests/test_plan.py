@@ -33,11 +33,11 @@ def standard_promotion():
 def planned():
     """By mesh, the plan of the tiny recipe."""
     found, cfg = {}, config()
-    source = plan.training_split(cfg)
+    data = plan.Data.of(cfg, plan.training_split(cfg))
     for name, shape in {"one": (1, 1), "data": (8, 1), "fsdp": (2, 4)}.items():
         mesh = sharding.make_mesh(*shape, jax.devices()[: shape[0] * shape[1]])
         with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-            found[name] = plan.Planned.of(cfg, source, mesh, 16)
+            found[name] = plan.Planned.of(cfg, data, mesh, 16)
     return found
 
 
@@ -48,6 +48,32 @@ def test_parts_and_checkpoint_are_those_of_the_state(planned):
     assert sum(planned["one"].parts.values()) == state.count(abstract.params)
     assert {of.checkpoint for of in planned.values()} == {state.nbytes(abstract)}
     assert planned["one"].steps == 10
+
+
+def test_a_part_of_the_examples_has_its_own_steps_and_its_pictures_count_where_they_are_kept():
+    cfg = config(examples=320)
+    cfg.pretexts, cfg.steps, cfg.epochs, cfg.data.subset = {}, 0, 2.0, 0.5
+    mesh = sharding.make_mesh(8, 1)
+    with jax.set_mesh(mesh):
+        anew = plan.Data.of(cfg, plan.training_split(cfg))
+        assert anew.examples == 161  # of classes of 107, 107 and 106, each rounded
+        found = plan.Planned.of(cfg, anew, mesh, 16)
+        assert found.steps == 2 * (161 // 16)
+        # A search beyond what there is finds what would fit.
+        assert plan.Planned.of(cfg, anew, mesh, 512).steps == 2
+        cfg.data.cache = "device"
+        kept = plan.Data.of(cfg, plan.training_split(cfg))
+        size = cfg.data.image_size
+        assert kept.kept == 161 * size * size * 3 and anew.kept == 0
+        there = plan.Planned.of(cfg, kept, mesh, 16).arguments
+        assert there == found.arguments + kept.kept // 8
+
+
+@pytest.mark.parametrize("subset", [1.0, 0.1, 0.03])
+def test_labels_that_are_told_fill_a_batch_of_a_subset(subset):
+    cfg = config(labels="expression=7")
+    cfg.data.subset = subset
+    assert plan.Data.of(cfg, plan.training_split(cfg)).examples >= cfg.batch_size
 
 
 def test_a_device_of_eight_does_an_eighth_and_holds_less(planned):
@@ -61,7 +87,7 @@ def test_every_row_of_a_convolution_counts():
     cfg = config()
     cfg.model.encoder, cfg.data.image_size, cfg.pretexts = "cnn16", 48, {}
     with jax.set_mesh(mesh := sharding.make_mesh(1, 1, jax.devices()[:1])):
-        found = plan.Planned.of(cfg, plan.training_split(cfg), mesh, 16)
+        found = plan.Planned.of(cfg, plan.Data.of(cfg, plan.training_split(cfg)), mesh, 16)
     model = tiny.training(cfg).program.model
     images = jax.ShapeDtypeStruct((16, 48, 48, 3), jnp.float32)
     variables = jax.eval_shape(tiny.training(cfg).program.init_model, jax.random.key(0))
@@ -91,9 +117,9 @@ def test_fsdp_moves_weights_and_no_rows(encoder):
     """With four times the rows, devices send each other hardly more."""
     cfg = config()
     cfg.model.encoder, cfg.pretexts = encoder, {}
-    source, mesh = plan.training_split(cfg), sharding.make_mesh(1, 8)
+    data, mesh = plan.Data.of(cfg, plan.training_split(cfg)), sharding.make_mesh(1, 8)
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-        few, many = (plan.Planned.of(cfg, source, mesh, rows).sent for rows in (16, 64))
+        few, many = (plan.Planned.of(cfg, data, mesh, rows).sent for rows in (16, 64))
     weights = few["all-gather"]
     assert weights > 0
     assert all(many[kind] - few.get(kind, 0) < 0.02 * weights for kind in many), (few, many)
@@ -126,16 +152,16 @@ def test_collectives_are_read_off_a_program():
 def test_the_largest_batch_fits_and_one_of_an_eighth_more_does_not():
     cfg = config(gib=0.02)
     cfg.pretexts = {}  # what a step holds is searched for in the same way
-    source, mesh = plan.training_split(cfg), sharding.make_mesh(8, 1)
+    data, mesh = plan.Data.of(cfg, plan.training_split(cfg)), sharding.make_mesh(8, 1)
     with jax.set_mesh(mesh):
-        first = plan.Planned.of(cfg, source, mesh, 16)
-        rows, needed = plan.largest_batch(cfg, source, mesh, first)
+        first = plan.Planned.of(cfg, data, mesh, 16)
+        rows, needed = plan.largest_batch(cfg, data, mesh, first)
         assert rows % 8 == 0 and rows > 16
-        assert needed == plan.Planned.of(cfg, source, mesh, rows).peak <= 0.02 * plan.GIB
+        assert needed == plan.Planned.of(cfg, data, mesh, rows).peak <= 0.02 * plan.GIB
         more = -(-rows * 9 // 8 // 8) * 8
-        assert plan.Planned.of(cfg, source, mesh, more).peak > 0.02 * plan.GIB
+        assert plan.Planned.of(cfg, data, mesh, more).peak > 0.02 * plan.GIB
         cfg.plan.gib = 1e-6
-        assert plan.largest_batch(cfg, source, mesh, first)[0] == 0
+        assert plan.largest_batch(cfg, data, mesh, first)[0] == 0
 
 
 @pytest.mark.slow
@@ -171,7 +197,7 @@ def test_told_labels_make_every_kind_of_task():
         "fake": recipe.task("binary", label="fake"),
     }
     told = plan.training_split(found)
-    assert told.column("expression").tolist() == [index % 3 for index in range(16)]
+    assert told.column("expression").tolist() == [index % 3 for index in range(32)]
     shapes = {label: told.column(label).shape[1:] for label in told.labels}
     assert shapes == dict.fromkeys(("expression", "valence", "fake"), ()) | {
         "expression_soft": (3,),
