@@ -265,7 +265,9 @@ def text(config: ConfigDict, found: Planned, mesh: Mesh) -> list[str]:
     parts = ", ".join(f"{name} {count:,}" for name, count in found.parts.items())
     of = f"{mesh.shape['data']} × {mesh.shape['fsdp']} (data × fsdp)"
     sent = ", ".join(f"{kind} {count / 1e6:,.1f} MB" for kind, count in found.sent.items())
-    once = " (a scanned block counted once)" if config.model.scan else ""
+    loops = {"scanned block": config.model.scan, "micro-batch": config.optim.accumulate > 1}
+    told_once = " and ".join(f"a {body}" for body, there in loops.items() if there)
+    once = f" ({told_once} counted once)" if told_once else ""
     return [
         f"parameters        {sum(found.parts.values()):,}: {parts}",
         f"batch             {config.batch_size:,} on {of} devices, {found.steps:,} steps",

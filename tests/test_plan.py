@@ -164,6 +164,15 @@ def test_the_largest_batch_fits_and_one_of_an_eighth_more_does_not():
         assert plan.largest_batch(cfg, data, mesh, first)[0] == 0
 
 
+def test_what_is_counted_once_is_said(planned):
+    cfg = config()
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    assert "counted once" not in "".join(plan.text(cfg, planned["one"], mesh))
+    cfg.optim.accumulate, cfg.model.scan = 2, True
+    (line,) = (line for line in plan.text(cfg, planned["one"], mesh) if "GFLOP" in line)
+    assert line.endswith("(a scanned block and a micro-batch counted once)")
+
+
 @pytest.mark.slow
 def test_the_job_says_it_and_leaves_nothing(tiny_data, tmp_path):
     found = runs.config(tiny_data, job="plan")
