@@ -40,7 +40,7 @@ from concurrent import futures
 import numpy as np
 from scipy import stats
 
-from hmtl_jax import errors, lock, results, train
+from hmtl_jax import errors, evaluate, lock, results, train
 from hmtl_jax.files import write_json
 from hmtl_jax.metrics import names
 
@@ -613,7 +613,8 @@ def score(folder: pathlib.Path, table: Table, method: str, seed: int) -> Score |
         assert newest is not None  # a stage that is done has its report
         report = json.loads(newest.read_text())
         parts = {name: part for name, part in report.items() if isinstance(part, Mapping)}
-        skills |= {name: part["skill"] for name, part in parts.items() if "skill" in part}
+        told = evaluate.scalars(parts).items()
+        skills |= {key.removesuffix("/skill"): of for key, of in told if key.endswith("/skill")}
     task, metric = table.metric.split("/")
     return Score(
         value=report[task][metric],

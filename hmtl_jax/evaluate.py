@@ -336,7 +336,7 @@ def text(said: Mapping[str, Any]) -> str:
         f"{said['step']}, weights: {said['weights']}{mirrored}"
     ]
     for key, value in scalars(said).items():
-        task, _, name = key.rpartition("/")
+        task, _, name = key.partition("/")  # of a pretext of several targets: TARGET/skill
         if not names.metric(name).headline:
             continue
         scale, unit = names.shown_in(name)

@@ -63,6 +63,24 @@ def test_metrics_by_task_become_scalars_for_the_log():
     assert not any("confusion" in name or "interval" in name for name in scalars)
 
 
+def test_a_report_on_the_screen_has_intervals_and_the_skill_of_every_target():
+    said = {
+        "data": {"name": "faces", "version": "1.0.0"}, "split": "test", "examples": 40, "step": 7,
+        "weights": "as trained", "mirrored": False, "unmatched": {}, "skipped_images": 0,
+        "expression": {"accuracy": 0.5, "intervals": {"accuracy": [0.25, 0.75]}},
+        **evaluate.skills(
+            {"mae/rgb": np.array([[1.0, 4.0]]), "mae/lbp_bits_4": np.array([[4.0, 4.0]])}
+        ),
+        "puzzle": {"skill": 0.125},
+    }  # fmt: skip
+    assert [line.split() for line in evaluate.text(said).splitlines()[1:]] == [
+        ["expression/accuracy", "50.00", "%", "(25.00–75.00)"],
+        ["mae/rgb/skill", "75.00", "%"],
+        ["mae/lbp_bits_4/skill", "0.00", "%"],
+        ["puzzle/skill", "12.50", "%"],
+    ]
+
+
 def test_a_report_is_written_whole(tmp_path):
     path = tmp_path / "eval" / "test-40.json"
     evaluate.write(path, {"step": 40, "expression": {"accuracy": 0.5}})
