@@ -15,7 +15,9 @@ Without `:cpu`, a CNN of 1.9 million parameters: 87.09 % on test, 87.87 on valid
 seed, an NVIDIA H200; 63,600 images/s, pictures on the device).
 
 `:cpu` is a small CNN of 0.48 million parameters: a hundred epochs take about an hour and a half on
-two cores with AVX-512 that are otherwise idle.
+two cores with AVX-512 that are otherwise idle. In half of them, `--config.epochs=50`, AdamW has
+85.7 % on test and Muon, `--config.optim.name=muon`, 85.9; in ten it is ahead by a point
+(experiments/README.md).
 """
 
 from hmtl_jax import recipe

@@ -207,7 +207,11 @@ def targets(names: Sequence[str], *flags: str) -> dict:
 
 def changes(recipe: str, *flags: str) -> dict:
     """A supervised recipe of a small CNN by AdamW, and what becomes of it with one thing else."""
-    vit = ("--config.model.encoder=192x6x3/8", "--config.optim.lr=1e-3")
+    vit = (
+        "--config.model.encoder=192x6x3/8",
+        "--config.optim.lr=1e-3",
+        "--config.model.dtype=bfloat16",  # a third faster, where the processor has it
+    )
     centred = (*vit, "--config.model.positions=centred")
     still = ("rotation", "shear", "zoom", "shift")
     own_average = ("--config.optim.schedule=constant", "--config.optim.ema=0")
