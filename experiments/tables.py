@@ -75,6 +75,11 @@ def one(recipe: str, *flags: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(recipe, flags)]
 
 
+def lasting(steps: int, evaluations: int = 6) -> tuple[str, str]:
+    """The flags of a run of so many steps, and so many evaluations in it."""
+    return f"--config.steps={steps}", f"--config.eval_every={steps // evaluations}"
+
+
 # The authors' heads, where a recipe has others.
 POOLED = ("--config.pretexts.puzzle.heads=pooled", "--config.pretexts.puzzle.weight=1.0")
 # A puzzle that needs heads of places to be solved at all.
@@ -113,8 +118,7 @@ def few_labels(form: str, share: float, steps: int, rows: int) -> dict:
 
     def method(role: str, *flags: str, times: float = 1) -> tuple[str, tuple[str, ...]]:
         words = ",".join(filter(None, (form, role)))
-        own = round(times * steps)
-        size = (f"--config.steps={own}", f"--config.eval_every={own // 6}")
+        size = lasting(round(times * steps))
         return f"ferplus_few_labels{words and ':' + words}", (*size, *flags)
 
     few, hidden = f"--config.data.subset={share}", f"--config.data.labelled={share}"
@@ -165,7 +169,7 @@ def fairface(form: str) -> dict:
     if form == "cpu":
         rows["puzzle_all_faces_pooled"] = one("fairface_few_labels:cpu", *POOLED)
         for times in (2, 3):
-            size = (f"--config.steps={times * 1500}", f"--config.eval_every={times * 250}")
+            size = lasting(times * 1500)
             rows[f"supervised_{times}x"] = one("fairface_few_labels:cpu,supervised", *size)
     return rows
 
@@ -240,7 +244,7 @@ def puzzles() -> dict:
 
     def method(tiles: int, heads: str, steps: int, *flags: str) -> list:
         puzzle = (f"--config.pretexts.puzzle.{key}" for key in (f"tiles={tiles}", f"heads={heads}"))
-        size = (f"--config.steps={steps}", f"--config.eval_every={steps // 3}")
+        size = lasting(steps, evaluations=3)
         return one("ferplus_few_labels:cpu,pretrain", *size, *puzzle, *flags)
 
     vit = ("--config.model.encoder=192x6x3/8", "--config.optim.lr=1e-3")

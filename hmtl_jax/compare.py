@@ -122,14 +122,15 @@ def _wanted(runs: Sequence[trained.Trained], metrics: Sequence[str]) -> dict[str
         has = (f"{run.run} {', '.join(run.program.tasks) or 'none'}" for run in runs)
         raise UserError(f"No task is common to all runs; they have: {'; '.join(has)}.")
     wanted: dict[str, list[str]] = {task: [] for task in shared}
+    known = {task: _measured(runs, task) for task in shared}
     for key in metrics or [runs[0].config.checkpoint.best]:
         task, _, metric = key.partition("/")
         if metrics:
             if not metric:
                 raise UserError(f"{key!r} is no TASK/METRIC, such as expression/accuracy.")
-            lookup(wanted, task, "task of all runs")
-            lookup(dict.fromkeys(_measured(runs, task)), metric, f"metric of {task} in all runs")
-        if task in wanted and metric in _measured(runs, task) and metric not in wanted[task]:
+            of_task = lookup(known, task, "task of all runs")
+            lookup(dict.fromkeys(of_task), metric, f"metric of {task} in all runs")
+        if metric in known.get(task, ()) and metric not in wanted[task]:
             wanted[task].append(metric)
     return {task: keys for task, keys in wanted.items() if keys or not metrics}
 

@@ -211,7 +211,7 @@ class Planned:
     def of(cls, config: ConfigDict, data: Data, mesh: Mesh, rows: int) -> "Planned":
         """Compiles the recipe's step for a batch of `rows` over the mesh."""
         with (config := config.copy_and_resolve_references()).unlocked():
-            config.batch_size, config.data.cache = rows, "none"
+            config.batch_size = rows
         examples = max(data.examples, rows)
         training = build.training(config, data.tasks, examples)
         abstract = state.abstract(training, mesh)
