@@ -53,7 +53,7 @@ LIMITS = {
     "probe.neighbours": limits.whole(1),
     "plan.devices": limits.whole(0, instead="those at hand"),
     "plan.gib": limits.number(0, what="gibibytes,"),
-    "plan.examples": limits.whole(0, instead="one batch"),
+    "plan.examples": limits.whole(0, instead="two batches"),
     "checkpoint.every": limits.whole(0, instead="at each evaluation"),
     "checkpoint.keep": limits.whole(1),
 }
