@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.core import Tracer
 from jax.extend import core
 
 from hmtl_jax.errors import UserError
@@ -80,7 +81,7 @@ def _evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
     """What a program makes of its inputs, its equations bound again as REWRITTEN has them.
 
     An empty array, which jax2onnx takes for one to be copied, stays a mere shape: a concatenation
-    alone reads it.
+    alone reads it. What hangs on no input is computed here: what is drawn, for one.
     """
     program, known = closed.jaxpr, {}
     known.update(zip(program.constvars, closed.consts, strict=True))
@@ -96,13 +97,23 @@ def _evaluated(closed: Any, args: Sequence[Any]) -> list[Any]:
             known.update(zip(equation.outvars, shapes, strict=True))
             continue
         rewritten = REWRITTEN.get(equation.primitive.name)
-        if rewritten:
-            found = rewritten(equation.params, given)
-        else:
-            found = equation.primitive.bind(*given, **equation.params)
-            found = found if equation.primitive.multiple_results else [found]
+        now = jax.ensure_compile_time_eval if _fixed(equation, given) else contextlib.nullcontext
+        with now():
+            if rewritten:
+                found = rewritten(equation.params, given)
+            else:
+                found = equation.primitive.bind(*given, **equation.params)
+                found = found if equation.primitive.multiple_results else [found]
         known.update(zip(equation.outvars, found, strict=True))
     return [value(of) for of in program.outvars]
+
+
+def _fixed(equation: Any, given: Sequence[Any]) -> bool:
+    """Whether what an equation makes hangs neither on the pictures nor on how many there are."""
+    sizes = [size for of in equation.outvars for size in of.aval.shape]
+    counts = equation.primitive.name == "dim_as_value"
+    traced = any(isinstance(of, Tracer) for of in given)
+    return not (traced or counts) and all(isinstance(size, int) for size in sizes)
 
 
 def _within(key: str) -> Callable[[Mapping, Sequence], list]:

@@ -137,10 +137,11 @@ def _write_programs(
     data = found.config.data
     size = data.decode_size or data.image_size
     pictures, whose = _pictures(found, size)
-    # A program for every platform has no kernel of one of them in it, and bfloat16 is known to few
-    # programs that run ONNX.
+    # A program for every platform has no kernel of one of them in it, nor a loop over layers, which
+    # jax2onnx would not look into; and bfloat16 is known to few programs that run ONNX.
+    variables = pretrained.plain_blocks(variables)
     with (plain := found.config.copy_and_resolve_references()).unlocked():
-        plain.model.attention = "plain"
+        plain.model.update(attention="plain", scan=False, remat=False)
     predict = _predict(build.program(plain, found.program.tasks), variables)
     stablehlo = _stablehlo(predict, size)
     answered: Any = export.deserialize(stablehlo).call(pictures)

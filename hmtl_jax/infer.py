@@ -17,13 +17,21 @@ from hmtl_jax.program import Program, answers, make_views, skills, streams
 
 def clean_outputs(program: Program, variables: Mapping, images: jax.Array) -> dict:
     """Every head's output for unaugmented images, by task: what is evaluated and deployed."""
-    keys = {}
     if program.model.fuse:
-        # The view that is fused is part of the deployed model: the same draw for every image.
-        (key,) = streams(0, 0, "fusion")
-        keys[program.model.fuse] = jnp.broadcast_to(key, (images.shape[0],))
-    views, _ = make_views(program, images, keys)
+        views = jax.vmap(lambda image: _with_fused(program, image))(images)
+    else:
+        views, _ = make_views(program, images, {})
     return program.model.apply(variables, views, train=False, decode=False)["clean"]
+
+
+def _with_fused(program: Program, image: jax.Array) -> dict:
+    """The clean view of one image, and the one that is fused: part of the deployed model.
+
+    The same draw for every image, so that it is drawn once.
+    """
+    (key,) = streams(0, 0, "fusion")
+    views, _ = make_views(program, image[None], {program.model.fuse: key[None]})
+    return jax.tree.map(lambda array: array[0], views)
 
 
 def predictions_of(program: Program, variables: Mapping, images: jax.Array) -> dict:

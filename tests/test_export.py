@@ -147,6 +147,23 @@ assert "hmtl_jax" not in sys.modules and "jax" not in sys.modules
     assert max(about["apart"].values()) < export.APART
 
 
+def test_scanned_blocks_and_a_fused_view_are_written_plainly(tiny_data, compile_cache, tmp_path):
+    """A loop over layers, and what is drawn: jax2onnx knows neither."""
+    pytest.importorskip("jax2onnx", reason="requirements-onnx.txt is not installed")
+    looped = {"model__scan": True, "model__remat": True, "model__fusion": "cross_attention"}
+    config = runs.config(tiny_data, steps=8, epochs=0.0, **looped)
+    runs.run(config, tmp_path / "run")
+    with jax.numpy_dtype_promotion("standard"):
+        export.write(tmp_path / "run", onnx=True)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    wanted = answers(tmp_path / "run", images)["expression"]
+    made = (tmp_path / "run" / "model.onnx").read_bytes()
+    np.testing.assert_allclose(as_onnx.answers(made, images)["expression"], wanted, atol=1e-5)
+    made = (tmp_path / "run" / "model.stablehlo").read_bytes()
+    answered = jax.export.deserialize(bytearray(made)).call(images)["expression"]
+    np.testing.assert_allclose(answered, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["rgb", "lbp", "ldp", "hog", "lbp_uniform_rgb"])
 def test_what_onnx_lacks_is_written_otherwise(name):
     """Textures pad, shift bits and branch by platform; onnxruntime makes the same of pictures."""

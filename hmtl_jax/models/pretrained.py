@@ -413,6 +413,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
+def plain_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a model with `scan` → of the same one without; others are what they were."""
+    return _nested(_unstacked(_flat(variables)))
+
+
 def _unstacked(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parameters of scanned blocks → of plain ones."""
     out = {}
