@@ -8,7 +8,8 @@ A method is a run, or several with commas or as a pattern: seeds of the same rec
 are a mean ± standard deviation. The first method is the one that the others are held against. Where
 both have seeds, a difference has Welch's 95 % interval and p-value over these, which tell how other
 seeds would end. Otherwise it is the percentile interval of a paired bootstrap over the examples
-(Efron 1993), of the mean over seeds: it tells how far the test's sample could mislead.
+(over videos, where the set tells them apart; Efron 1993), of the mean over seeds: it tells how far
+the test's sample could mislead.
 """
 
 import argparse
@@ -89,8 +90,8 @@ def compare(
     Returns `data`, `split`, `examples`, `methods` (names), `runs` (their number, by method), and
     under `metrics` TASK/METRIC → {`values`: of each method, one a run, `means`, `deviations` (None
     of a single run), and of each method but the first `differences`, `intervals` ([low, high]), `p`
-    (two-sided) and `over`: "seeds" or "examples"}. Raises UserError for runs without a common task,
-    for a metric that they lack, and where the data are not those of the runs.
+    (two-sided) and `over`: "seeds", "examples" or "videos"}. Raises UserError for runs without a
+    common task, for a metric that they lack, and where the data are not those of the runs.
     """
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
@@ -98,15 +99,17 @@ def compare(
         wanted = _wanted(runs, metrics)
         source = _source(runs, data_dir)
         found = [_predictions(run, source, mesh) for run in runs]
+    index = found[0]["labels"]["index"]
+    videos = evaluate.videos_of(source, index)
     sizes = [len(paths) for paths in methods.values()]
     compared = {}
     for task, keys in wanted.items():
         tasks = [run.program.tasks[task] for run in runs]
-        compared.update(_of_task(task, tasks, found, resamples, sizes, keys))
+        compared.update(_of_task(task, tasks, found, resamples, sizes, keys, videos))
     return {
         "data": source.name,
         "split": runs[0].config.data.test,
-        "examples": len(found[0]["labels"]["index"]),
+        "examples": len(index),
         "methods": list(methods),
         "runs": sizes,
         "metrics": compared,
@@ -168,6 +171,7 @@ def _of_task(
     resamples: int,
     sizes: Sequence[int],
     keys: Sequence[str] = (),
+    videos: np.ndarray | None = None,
 ) -> dict[str, dict]:
     rows = [
         (task, one["predictions"][name], one["labels"])
@@ -198,18 +202,22 @@ def _of_task(
 
     of_each = [(key, run) for key in keys for run in range(len(rows))]
     count = len(found[0]["labels"]["index"])
-    drawn = bootstrap.draws(measure, of_each, count, resamples=resamples)
+    drawn = bootstrap.draws(measure, of_each, count, videos, resamples)
     drawn = np.split(drawn, len(keys), axis=1)
+    over = "examples" if videos is None else "videos"
     return {
-        f"{name}/{key}": _summary(f"{name}/{key}", [one[key] for one in whole], draws, sizes)
+        f"{name}/{key}": _summary(f"{name}/{key}", [one[key] for one in whole], draws, sizes, over)
         for key, draws in zip(keys, drawn, strict=True)
     }
 
 
 def _summary(
-    key: str, whole: Sequence[float], drawn: np.ndarray, sizes: Sequence[int]
+    key: str, whole: Sequence[float], drawn: np.ndarray, sizes: Sequence[int], over: str
 ) -> dict[str, Any]:
-    """What is said of a metric, from its values by run, and drawn [resamples, runs] of them."""
+    """What is said of a metric, from its values by run, and drawn [resamples, runs] of them.
+
+    over: what was drawn.
+    """
     defined = ~np.isnan(drawn).any(axis=1)  # a draw may lack a class, or labels at all
     if len(drawn) and not defined.any():
         raise UserError(f"The test split has too few labels to tell how sure {key} is.")
@@ -219,7 +227,7 @@ def _summary(
     means = [of.mean() for of in values]
     draws = [of.mean(axis=1) for of in np.split(drawn, places, axis=1)]
     apart = [
-        _apart(values[0], draws[0], ours, drawn_ours)
+        _apart(values[0], draws[0], ours, drawn_ours, over)
         for ours, drawn_ours in zip(values[1:], draws[1:], strict=True)
     ]
     return {
@@ -234,7 +242,7 @@ def _summary(
 
 
 def _apart(
-    base: np.ndarray, base_drawn: np.ndarray, ours: np.ndarray, ours_drawn: np.ndarray
+    base: np.ndarray, base_drawn: np.ndarray, ours: np.ndarray, ours_drawn: np.ndarray, over: str
 ) -> tuple[list[float], float, str]:
     """Interval and p-value of a difference of means, and over what they were taken."""
     if min(len(base), len(ours)) > 1 and base.std() + ours.std() > 0:
@@ -245,7 +253,7 @@ def _apart(
     # The share of draws on the other side of 0, both ways; one more than none, as drawn.
     beyond = min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1
     p = min(1.0, 2 * beyond / (len(gaps) + 1))
-    return np.percentile(gaps, [2.5, 97.5]).tolist(), float(p), "examples"
+    return np.percentile(gaps, [2.5, 97.5]).tolist(), float(p), over
 
 
 def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -275,8 +283,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     if row["difference"] is not None:
         gap, low, high = (scale * row[key] for key in ("difference", "low", "high"))
         cells[2:] = [f"{gap:+.2f} [{low:+.2f}, {high:+.2f}]", f"p {row['p']:.3f}"]
-        if row["over"] == "seeds":
-            cells[3] += " over seeds"
+        if row["over"] != "examples":
+            cells[3] += f" over {row['over']}"
     return cells
 
 

@@ -30,6 +30,7 @@ from hmtl_jax.metrics.names import headlines
 from hmtl_jax.program import Program
 
 RESAMPLES = 300
+FRAMES_OF = ("video", "recording")  # labels that tell which pictures are frames of one film
 
 
 def report(run: trained.Trained, config: ConfigDict, mesh: Mesh, measure_step: Any) -> None:
@@ -250,7 +251,7 @@ def assess(
             with config.unlocked():
                 config.data.data_dir = data_dir
             pictures.draw(run, config, mesh, found)
-    videos = _videos(source, rows["labels"]["index"])
+    videos = videos_of(source, rows["labels"]["index"])
     for name, task in run.program.tasks.items():
         predicted, labels = rows["predictions"][name], rows["labels"]
         said[name] = said[name] | {
@@ -280,15 +281,20 @@ def _file_name(said: Mapping[str, Any], identity: Mapping[str, Any], same: bool)
     return f"{other}{said['split']}-{said['step']}{mirrored}.json"
 
 
-def _videos(source: sources.Opened, index: np.ndarray) -> np.ndarray | None:
-    """The video that each example is a frame of, numbered over all sets; None if no set tells."""
-    if "video" not in source.labels:
+def videos_of(source: sources.Opened, index: np.ndarray) -> np.ndarray | None:
+    """The video that each example is a frame of, int [n] from 0 on; None if no set tells.
+
+    index: of the examples in the split, int [n]. A picture of no video stands for itself.
+    """
+    told = [pipeline.column(source, label)[index] for label in FRAMES_OF if label in source.labels]
+    if not told:
         return None
-    column = pipeline.column(source, "video")[index]
     part = np.zeros(len(index), int)
     for number, rows in enumerate(getattr(source, "parts", {}).values()):
         part[(index >= rows.start) & (index < rows.stop)] = number
-    return np.unique(np.stack([part, column], axis=1), axis=0, return_inverse=True)[1].ravel()
+    alone = np.where(np.max(told, axis=0) < 0, np.arange(len(index)), -1)
+    known = np.stack([part, alone, *told], axis=1)
+    return np.unique(known, axis=0, return_inverse=True)[1].ravel()
 
 
 def by_video(

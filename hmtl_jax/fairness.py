@@ -36,8 +36,9 @@ def assess(
     path: a workdir, or a checkpoint in one. by: class labels of the data. data, data_dir, split:
     instead of the run's own test split. metric: such as "accuracy"; "": each task's first headline.
 
-    Returns `data`, `split`, `examples`, `by`, `left_out` (examples without a group), and under
-    `tasks`, TASK → {`metric`, `columns`: GROUPING → what `fairness.by_group` tells, with `parity`
+    Returns `data`, `split`, `examples`, `by`, `left_out` (examples without a group), `over` (what
+    the bootstrap draws: "examples", or "videos" where the set tells them apart), and under `tasks`,
+    TASK → {`metric`, `columns`: GROUPING → what `fairness.by_group` tells, with `parity`
     and `deepfakes` where the task decides between two}. A GROUPING is a label, or several with `×`.
     Raises UserError for a run, a set or a label that is not there.
     """
@@ -51,6 +52,7 @@ def assess(
         step = build.jitted(infer.eval_step, run.program, out_shardings=sharding.replicated(mesh))
         found = evaluate.predictions_of(step, run.program, run.variables, source, run.config)
     index = found["labels"]["index"]
+    videos = evaluate.videos_of(source, index)
     columns = {name: column[index] for name, column in columns.items()}
     known = np.all([column != "" for column in columns.values()], axis=0)
     groupings = {name: {name: column} for name, column in columns.items()}
@@ -59,8 +61,9 @@ def assess(
     return {
         "run": str(run.run), "step": run.step, "data": source.name, "split": split,
         "examples": int(known.sum()), "left_out": int((~known).sum()), "by": list(by),
+        "over": "examples" if videos is None else "videos",
         "tasks": {
-            name: _of_task(task, found, name, known, groupings, metric, resamples)
+            name: _of_task(task, found, name, known, groupings, metric, resamples, videos)
             for name, task in run.program.tasks.items()
         },
     }  # fmt: skip
@@ -83,6 +86,7 @@ def _columns(source: sources.Opened, by: Sequence[str]) -> dict[str, np.ndarray]
 def _of_task(
     task: Any, found: Mapping[str, Mapping], name: str, known: np.ndarray,
     groupings: Mapping[str, Mapping[str, np.ndarray]], metric: str, resamples: int,
+    videos: np.ndarray | None,
 ) -> dict[str, Any]:  # fmt: skip
     predicted = found["predictions"][name][known]
     labels = {key: rows[known] for key, rows in found["labels"].items()}
@@ -99,7 +103,8 @@ def _of_task(
     columns = {}
     for grouping, parts in groupings.items():
         groups = fairness.crossed({k: column[known] for k, column in parts.items()})
-        columns[grouping] = fairness.by_group(measure, groups, resamples)
+        clusters = None if videos is None else videos[known]
+        columns[grouping] = fairness.by_group(measure, groups, resamples, clusters=clusters)
         if decided is not None:
             truth, yes, rows = decided
             own = groups.loc[rows].reset_index(drop=True)
@@ -129,7 +134,8 @@ def text(found: Mapping[str, Any]) -> str:
     lines = [
         f"# {found['data']}, {found['split']}, {found['examples']:,} examples", "",
         f"Groups are labels of the data set: {', '.join(found['by'])}. Intervals: 95 %, a "
-        f"bootstrap within each group. (few): fewer than {fairness.SMALL} examples.",
+        f"bootstrap over {found['over']} within each group. (few): fewer than {fairness.SMALL} "
+        "examples.",
     ]  # fmt: skip
     if found["left_out"]:
         lines[-1] += f" {found['left_out']:,} examples have no group."

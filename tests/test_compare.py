@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from hmtl_jax import compare, figures
+from hmtl_jax import compare, evaluate, figures
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import writer
 from tests import runs
@@ -53,6 +53,26 @@ def test_the_same_examples_are_drawn_for_both_runs():
     np.testing.assert_allclose(
         row["intervals"][0], [0.1 - 1.96 * 0.015, 0.1 + 1.96 * 0.015], atol=6e-3
     )
+
+
+@pytest.mark.slow
+def test_frames_of_a_video_are_drawn_together(checkpoints, monkeypatch):
+    class Task:
+        def metrics(self, predicted, labels):
+            return {"accuracy": float(np.mean(predicted == labels["truth"]))}
+
+    labels = {"truth": np.zeros(1600, int), "index": np.arange(1600)}
+    videos = np.repeat(np.arange(400), 4)  # of four equal frames
+    better = np.where(videos < 80, 0, videos % 2)
+    found = [{"predictions": {"a": of}, "labels": labels} for of in (videos % 2, better)]
+    row = compare._of_task("a", [Task()] * 2, found, 2000, (1, 1), [], videos)["a/accuracy"]
+    # As of 400 examples, and not of 1,600, whose interval is half as wide.
+    np.testing.assert_allclose(row["intervals"][0], [0.1 - 0.0294, 0.1 + 0.0294], atol=6e-3)
+    assert row["over"] == ["videos"]
+    # From the labels of a set to the screen; its people stand for videos.
+    monkeypatch.setattr(evaluate, "FRAMES_OF", ("identity",))
+    methods = {path.name: [path] for path in checkpoints}
+    assert compare.text(compare.compare(methods, resamples=20)).endswith(" over videos")
 
 
 class Ranked:

@@ -143,6 +143,35 @@ def test_frames_are_measured_by_their_videos(two):
     assert found["mean"]["nll"] == pytest.approx(wrong)
 
 
+class Films:
+    """Two sets of four and of two pictures."""
+
+    def __init__(self, **labels):
+        self.labels, self._columns = tuple(labels), labels
+        self.parts = {"a": slice(0, 4), "b": slice(4, 6)}
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return {label: np.int32(column[index]) for label, column in self._columns.items()}
+
+
+def test_frames_are_of_the_videos_that_a_set_tells():
+    index, none = np.arange(6), [-1] * 6
+    assert evaluate.videos_of(Films(expression=none), index) is None
+    # Of the first set some pictures are of no video; of the second all are recordings.
+    films = Films(video=[7, -1, 7, -1, -1, -1], recording=[-1, -1, -1, -1, 7, 7])
+    found = evaluate.videos_of(films, index)
+    same = found[:, None] == found
+    wanted = np.eye(6, dtype=bool)
+    wanted[0, 2] = wanted[2, 0] = wanted[4, 5] = wanted[5, 4] = True
+    assert (same == wanted).all() and sorted(set(found)) == [0, 1, 2, 3]
+    # Video 7 of one set is not that of the other.
+    films = Films(video=[7, -1, 7, -1, 7, -1])
+    assert len(set(evaluate.videos_of(films, index[[0, 2, 4]]))) == 2
+
+
 def test_other_tasks_have_no_videos():
     task = Classification("expression", ("calm", "glad", "sad"))
     videos = np.zeros(2, int)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hmtl_jax import fairness
+from hmtl_jax import evaluate, fairness
 from hmtl_jax.data import records
 from tests import runs, tiny
 
@@ -26,11 +26,14 @@ def test_a_run_is_assessed_by_groups_and_their_intersection(whole_run, monkeypat
     source = records.open_split(data_dir, "synthetic", "test")
     genders = np.array([source[index]["gender"] for index in range(len(source))])
     assert columns["gender"]["groups"]["male"]["examples"] == (genders == 0).sum()
+    assert found["over"] == "examples"
+    monkeypatch.setattr(evaluate, "FRAMES_OF", ("identity",))
     arguments = [str(whole_run.workdir), "--by", "gender", "--resamples", "5", "--metric", "nll"]
     monkeypatch.setattr("sys.argv", ["fairness", *arguments])
     fairness.main()
     printed = capsys.readouterr().out
     assert "## expression/nll by gender" in printed and "| male (few) |" in printed
+    assert "bootstrap over videos within each group" in printed
     (report,) = (whole_run.workdir / "fairness").glob("*.json")
     assert json.loads(report.read_text())["tasks"]["expression"]["metric"] == "nll"
 

@@ -25,29 +25,35 @@ def draws(
         more than once.
       wanted: names in what `measure` returns.
       count: of the examples.
-      clusters: int [count] from 0 on; rows of a cluster, such as the frames of a video, are drawn
-        together. None: each row by itself.
+      clusters: int [count]; rows of a cluster, such as the frames of a video, are drawn together.
+        None: each row by itself.
       resamples: 0 for none, and so no intervals.
       seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
-    members = None
-    if clusters is not None:
-        order = np.argsort(clusters, kind="stable")
-        members = np.split(order, np.cumsum(np.bincount(clusters))[:-1])
+    rng, members = np.random.default_rng(seed), members_of(clusters)
     found = np.full((resamples, len(wanted)), np.nan)
     for values_of in found:
-        if members is None:
-            rows = rng.integers(0, count, count)
-        else:
-            drawn = rng.integers(0, len(members), len(members))
-            rows = np.concatenate([members[one] for one in drawn])
         try:
-            values = measure(rows)
+            values = measure(drawn(rng, count, members))
         except UserError:  # a draw without a single label
             continue
         values_of[:] = [values.get(name) for name in wanted]
     return found
+
+
+def members_of(clusters: np.ndarray | None) -> list[np.ndarray] | None:
+    """The rows of each cluster int [n]; None where each row stands for itself."""
+    if clusters is None:
+        return None
+    _, numbers, counts = np.unique(clusters, return_inverse=True, return_counts=True)
+    return np.split(np.argsort(numbers, kind="stable"), np.cumsum(counts)[:-1])
+
+
+def drawn(rng: np.random.Generator, count: int, members: list[np.ndarray] | None) -> np.ndarray:
+    """Rows drawn anew from `count` of them, int [n]; whole clusters where they have members."""
+    if members is None:
+        return rng.integers(0, count, count)
+    return np.concatenate([members[one] for one in rng.integers(0, len(members), len(members))])
 
 
 def intervals(
@@ -63,8 +69,8 @@ def intervals(
     Arguments as in `draws`. A metric that is undefined in half of the resamples or more has no
     interval.
     """
-    drawn = draws(measure, wanted, count, clusters, resamples, seed)
-    known = {name: of[~np.isnan(of)] for name, of in zip(wanted, drawn.T, strict=True)}
+    found = draws(measure, wanted, count, clusters, resamples, seed)
+    known = {name: of[~np.isnan(of)] for name, of in zip(wanted, found.T, strict=True)}
     return {
         name: [float(bound) for bound in np.percentile(of, [2.5, 97.5])]
         for name, of in known.items()

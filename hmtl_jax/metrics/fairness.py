@@ -1,7 +1,7 @@
 """How a model serves groups of people: by fairlearn's MetricFrame, with bootstrap intervals.
 
 Points are fairlearn's own; intervals (95 %, percentiles) are of a bootstrap within each group, so
-that a group's size stays what it is.
+that a group's size stays what it is, or where whole videos are drawn the number of its videos.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from fairlearn import metrics as fairlearn
 
+from hmtl_jax.metrics import bootstrap
+
 SMALL = 30  # examples below which a group's figure says little
 LEVELS = (2.5, 97.5)
 
@@ -18,7 +20,13 @@ LEVELS = (2.5, 97.5)
 Measure = Callable[[np.ndarray], float | None]
 
 
-def by_group(measure: Measure, groups: pd.Series, resamples: int, seed: int = 0) -> dict[str, Any]:
+def by_group(
+    measure: Measure,
+    groups: pd.Series,
+    resamples: int,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+) -> dict[str, Any]:
     """A metric over each group, and what lies between them.
 
     Args:
@@ -26,6 +34,7 @@ def by_group(measure: Measure, groups: pd.Series, resamples: int, seed: int = 0)
       groups: the name of each example's group [n].
       resamples: of the bootstrap; 0 for no interval.
       seed: of the bootstrap.
+      clusters: int [n]; examples of a cluster, such as the frames of a video, are drawn together.
 
     Returns `groups`: NAME → {`examples`, `value`, `interval`, `small`}, and `overall`, `worst`,
     `best` (names), `gap` (largest less smallest) with `gap_interval`, `ratio` (smallest by
@@ -38,15 +47,17 @@ def by_group(measure: Measure, groups: pd.Series, resamples: int, seed: int = 0)
     )  # fmt: skip
     values = frame.by_group
     rng, members = np.random.default_rng(seed), groups.groupby(groups).indices
-    drawn = np.array(
-        [
-            [
-                _or_nan(measure(rng.choice(members[name], len(members[name]))))
-                for name in values.index
-            ]
-            for _ in range(resamples)
-        ]
-    ).reshape(resamples, len(values))
+    together = {
+        name: bootstrap.members_of(None if clusters is None else clusters[rows])
+        for name, rows in members.items()
+    }
+
+    def once(name: Any) -> float:
+        rows = members[name]
+        return _or_nan(measure(rows[bootstrap.drawn(rng, len(rows), together[name])]))
+
+    drawn = np.array([[once(name) for name in values.index] for _ in range(resamples)])
+    drawn = drawn.reshape(resamples, len(values))
     found = {
         str(name): {
             "examples": len(members[name]),

@@ -43,6 +43,15 @@ def test_intervals_are_those_of_a_bootstrap_within_each_group():
     assert low < 0.3 < high and not found["groups"]["a"]["small"]
 
 
+def test_examples_of_a_cluster_are_drawn_together():
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.permutation([1] * 160 + [0] * 40), 4)  # 200 videos of four equal frames
+    groups, videos = pd.Series(["a"] * 800, dtype=object), np.repeat(np.arange(200), 4)
+    found = fairness.by_group(lambda places: float(right[places].mean()), groups, 1000, 0, videos)
+    low, high = found["groups"]["a"]["interval"]
+    np.testing.assert_allclose((high - low) / 2, 1.96 * np.sqrt(0.8 * 0.2 / 200), rtol=0.1)
+
+
 def test_a_metric_that_nothing_defines_in_a_group_is_none_there():
     found = fairness.by_group(lambda places: None if places.max() > 7 else 0.5, GROUPS, 5)
     assert found["groups"]["man"]["value"] is None and found["groups"]["woman"]["value"] == 0.5
