@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -230,18 +230,10 @@ def assess(
     """
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        run = trained.load(path, mesh)
-        if not run.program.tasks:
-            raise UserError(
-                f"The run {run.run} has no task to evaluate; probe its encoder instead."
-            )
+        run, data_dir, data, split, source = asked(path, mesh, data, data_dir, split)
         run = dataclasses.replace(run, program=dataclasses.replace(run.program, mirror=mirror))
         config, own = run.config, run.config.data
-        data_dir, data, split = data_dir or own.data_dir, data or own.name, split or own.test
-        if not split:
-            raise UserError(f"The run {run.run} has no test split (data.test is empty); give one.")
         identity = sources.identity(data_dir, data)
-        source = sources.open_split(data_dir, data, split)
         step = measure_step(run.program, mesh)
         found, rows = of_split(step, run.program, run.variables, source, config)
         said = about(config, run.step, split, identity, mirror) | found
@@ -264,6 +256,31 @@ def assess(
     write(place, said)
     write_answers(run, seen, rows, place)
     return said, place
+
+
+class Asked(NamedTuple):
+    """A run, and the split that it is asked about."""
+
+    run: trained.Trained
+    data_dir: str
+    data: str
+    split: str
+    source: sources.Opened
+
+
+def asked(path: pathlib.Path, mesh: Mesh, data: str, data_dir: str, split: str) -> Asked:
+    """A run on a split, where nothing else is named on the test split of its own data; UserError.
+
+    path: a workdir, or a checkpoint in one.
+    """
+    run = trained.load(path, mesh)
+    if not run.program.tasks:
+        raise UserError(f"The run {run.run} has no task to evaluate; probe its encoder instead.")
+    own = run.config.data
+    data_dir, data, split = data_dir or own.data_dir, data or own.name, split or own.test
+    if not split:
+        raise UserError(f"The run {run.run} has no test split (data.test is empty); give one.")
+    return Asked(run, data_dir, data, split, sources.open_split(data_dir, data, split))
 
 
 def write_answers(

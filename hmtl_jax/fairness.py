@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hmtl_jax import build, compiled, evaluate, files, infer, sharding, trained
+from hmtl_jax import build, compiled, evaluate, files, infer, sharding
 from hmtl_jax.data import pipeline, sources
 from hmtl_jax.errors import UserError, lookup
 from hmtl_jax.metrics import fairness, names
@@ -40,14 +40,11 @@ def assess(
     the bootstrap draws: "examples", or "videos" where the set tells them apart), and under `tasks`,
     TASK → {`metric`, `columns`: GROUPING → what `fairness.by_group` tells, with `parity`
     and `deepfakes` where the task decides between two}. A GROUPING is a label, or several with `×`.
-    Raises UserError for a run, a set or a label that is not there.
+    Raises UserError for a run, a set or a label that is not there, and a run without tasks.
     """
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        run = trained.load(path, mesh)
-        own = run.config.data
-        split = split or own.test
-        source = sources.open_split(data_dir or own.data_dir, data or own.name, split)
+        run, _, _, split, source = evaluate.asked(path, mesh, data, data_dir, split)
         columns = _columns(source, by)
         step = build.jitted(infer.eval_step, run.program, out_shardings=sharding.replicated(mesh))
         found = evaluate.predictions_of(step, run.program, run.variables, source, run.config)
@@ -121,7 +118,7 @@ def _decisions(task: Any, predicted: np.ndarray, labels: Mapping[str, np.ndarray
     truth = np.asarray(labels[label])
     rows = truth >= 0
     if predicted.ndim == 1:
-        yes = predicted > 0.5
+        yes = predicted >= 0.5
     elif predicted.shape[1] == 2:
         yes = predicted[:, 1] > predicted[:, 0]
     else:

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import pathlib
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from hmtl_jax import evaluate, infer, program, sharding
 from hmtl_jax.metrics import bootstrap
 from hmtl_jax.tasks.binary import Binary
 from hmtl_jax.tasks.classification import Classification
+from tests import tiny
 
 
 def batches(rows, size, invalid=()):
@@ -141,6 +145,16 @@ def test_frames_are_measured_by_their_videos(two):
     assert found["max"]["accuracy"] == 0.5  # the largest are 1 and 3
     wrong = np.log1p(np.exp(-4 / 3)) / 2 + np.log1p(np.exp(-1.0)) / 2
     assert found["mean"]["nll"] == pytest.approx(wrong)
+
+
+def test_what_cannot_be_asked_of_a_run_is_said(monkeypatch):
+    data = ConfigDict({"data": {"data_dir": "data", "name": "synthetic", "test": ""}})
+    run = SimpleNamespace(run="runs/a", config=data, program=SimpleNamespace(tasks={}))
+    monkeypatch.setattr(evaluate.trained, "load", lambda path, mesh: run)
+    nothing = (pathlib.Path("runs/a"), None, "", "", "")
+    assert "has no task to evaluate; probe" in tiny.refused(evaluate.asked, *nothing)
+    run.program.tasks["fake"] = Binary("fake")
+    assert "has no test split (data.test is empty)" in tiny.refused(evaluate.asked, *nothing)
 
 
 class Films:
