@@ -82,12 +82,12 @@ def _figures(run: results.Run, tasks: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _groups(run: results.Run) -> Iterator[str]:
-    found = results.by_group(run)
+    whose, found = results.by_group(run)
     if not found:
         yield "Not measured: nobody knows whom this model serves worse."
         yield "`python -m hmtl_jax.fairness` measures it where the data have groups."
         return
-    yield "Groups are labels of the data set, as its annotators saw them."
+    yield f"On {whose}. Groups are labels of the data set, as its annotators saw them."
     yield ""
     yield "| task | by | lowest | highest | gap |"
     yield "|---|---|---|---|---|"

@@ -227,15 +227,17 @@ def _groups(runs: Sequence[results.Run]) -> Iterator[str]:
     """What `hmtl_jax.fairness` left, the newest of each run."""
     left: dict[tuple[str, str, str], dict[str, dict]] = {}
     for run in runs:
-        for task, of in results.by_group(run).items():
+        whose, found = results.by_group(run)
+        for task, of in found.items():
             for grouping, part in of["columns"].items():
-                left.setdefault((task, of["metric"], grouping), {})[run.name] = part["groups"]
-    for (task, metric, grouping), each in left.items():
+                title = f"{task}/{of['metric']} by {grouping}"
+                left.setdefault((title, of["metric"], whose), {})[run.name] = part["groups"]
+    for (title, metric, whose), each in left.items():
         scale, unit = names.shown_in(metric)
         cell = functools.partial(_group, scale)
         groups = list(dict.fromkeys(group for of in each.values() for group in of))
         series = {name: [cell(of.get(group)) for group in groups] for name, of in each.items()}
-        yield charts.dots(f"{task}/{metric} by {grouping}", groups, series, unit.strip())
+        yield charts.dots(f"{title}, {whose}", groups, series, unit.strip())
 
 
 def _probes(runs: Sequence[results.Run]) -> Iterator[tuple[str, list[list[str]]]]:

@@ -78,8 +78,14 @@ def measures(part: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def by_group(run: Run) -> Mapping[str, Any]:
-    """TASK → {`metric`, `columns`}, as the newest report of `hmtl_jax.fairness` has it; {}."""
+def by_group(run: Run) -> tuple[str, Mapping[str, Any]]:
+    """What the newest report of `hmtl_jax.fairness` is of, `DATA SPLIT`, and its tasks.
+
+    TASK → {`metric`, `columns`}; {} where there is no report.
+    """
     reports = (run.folder / "fairness").glob("*.json")
     newest = max(reports, key=lambda file: file.stat().st_mtime, default=None)
-    return json.loads(newest.read_text())["tasks"] if newest else {}
+    if newest is None:
+        return "", {}
+    found = json.loads(newest.read_text())
+    return f"{found['data']} {found['split']}", found["tasks"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import linear_probe
-from hmtl_jax import charts, evaluate, fairness, report
+from hmtl_jax import charts, evaluate, fairness, model_card, report
 from hmtl_jax.errors import UserError
 from hmtl_jax.metrics import writer
 from tests import runs
@@ -36,11 +36,13 @@ def test_a_page_tells_what_two_runs_became(pair):
     assert "<title>alone and joint</title>" in made
     for said in (
         "Training loss, expression", "validation/expression/accuracy", "Recall by class",
-        "Calibration", "Confusion, joint", "Surest mistakes, alone", "accuracy by expression",
-        "joint: expression", "<td>random weights</td>", "10 a class",
-        "weighting.lam", "pretexts.mae.kind: None → &#39;mae&#39;",
+        "Calibration", "Confusion, joint", "Surest mistakes, alone",
+        "accuracy by expression, synthetic test", "joint: expression",
+        "<td>random weights</td>", "10 a class", "weighting.lam",
+        "pretexts.mae.kind: None → &#39;mae&#39;",
     ):  # fmt: skip
         assert said in made, said
+    assert "\nOn synthetic test. Groups are labels" in model_card.text(pair[1])
     test = next((pair[1] / "eval").glob("test-*.json"))
     found = json.loads(test.read_text())["expression"]
     low, high = found["intervals"]["accuracy"]
