@@ -11,6 +11,10 @@ class UserError(ValueError):
     """A mistake in the recipe, the data or the workdir; entries print it without a traceback."""
 
 
+class Unlabelled(UserError):
+    """Of the examples that are to be measured none has a label."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

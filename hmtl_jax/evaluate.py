@@ -11,10 +11,11 @@ counts once, on any number of processes.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 from hmtl_jax import answers, build, cluster, compiled, files, infer, pictures, sharding, trained
 from hmtl_jax.data import pipeline, sources
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import Unlabelled, UserError
 from hmtl_jax.metrics import bootstrap, names
 from hmtl_jax.metrics.names import headlines
 from hmtl_jax.program import Program
@@ -91,8 +92,12 @@ def of_split(
     found = predictions(measure_step, variables, batches, jax.sharding.get_mesh())
     examples = len(found["labels"]["index"])
     counted = {"examples": examples, "skipped_images": len(source) - examples}
-    of_sets = _of_sets(program, source, found)
-    return counted | metrics(program.tasks, found) | skills(found["errors"]) | of_sets, found
+    measured = metrics(program.tasks, found, has_frames(source))
+    if program.tasks and not measured:
+        raise UserError(
+            f"No example of {source.name} {source.split} has a label of {', '.join(program.tasks)}."
+        )
+    return counted | measured | skills(found["errors"]) | _of_sets(program, source, found), found
 
 
 def _of_sets(program: Program, source: sources.Opened, found: Mapping[str, Mapping]) -> dict:
@@ -104,7 +109,7 @@ def _of_sets(program: Program, source: sources.Opened, found: Mapping[str, Mappi
         part = {
             key: jax.tree.map(lambda of: of[own], found[key]) for key in ("predictions", "labels")
         }
-        return {"examples": int(own.sum())} | metrics(program.tasks, part)
+        return {"examples": int(own.sum())} | metrics(program.tasks, part, has_frames(source))
 
     return {"sets": {name: of(rows) for name, rows in parts.items()}} if parts else {}
 
@@ -126,7 +131,7 @@ def batches_of(
     """A split as a recipe reads it, for the mesh that is set.
 
     keep: what was read once stays in the host's memory, for a split that is read again and again.
-    Raises UserError for a split that lacks labels that the tasks are measured by.
+    Raises UserError for a split that has the labels of no task.
     """
     source, labels = matched(program.tasks, source)
     size = config.eval_batch_size or config.batch_size
@@ -135,21 +140,30 @@ def batches_of(
 
 
 def matched(tasks: Mapping[str, Any], source: sources.Opened) -> tuple[sources.Matched, list[str]]:
-    """A split with the classes and entries of a run's tasks, and the labels that metrics read."""
-    labels = sorted({label for task in tasks.values() for label in build.measured(task)})
-    missing = set(labels) - set(source.labels)
-    if missing:
+    """A split with the classes and entries of a run's tasks, and the labels that metrics read.
+
+    A task of whose labels the split lacks some is not measured; UserError if that is so of all.
+    """
+    wanted = {label for task in tasks.values() for label in build.measured(task)}
+    having = {n: task for n, task in tasks.items() if _is_told(task, source.labels)}
+    if tasks and not having:
         raise UserError(
-            f"The data set {source.name} lacks the labels {', '.join(sorted(missing))} that the "
-            f"run's tasks read; it has {', '.join(source.labels)}."
+            f"The data set {source.name} lacks the labels "
+            f"{', '.join(sorted(wanted - set(source.labels)))} that the run's tasks read; it has "
+            f"{', '.join(source.labels)}."
         )
-    known = {}
-    for task in tasks.values():
+    known, labels = {}, sorted({label for of in having.values() for label in build.measured(of)})
+    for task in having.values():
         read = build.measured(task)
         names = getattr(task, "classes", ()) or getattr(task, "names", ())
         if len(read) == 1 and names and source.class_names(read[0]):
             known[read[0]] = names
     return sources.Matched(source, known), labels
+
+
+def _is_told(task: Any, labels: Collection[str]) -> bool:
+    """Whether these labels are all that a task is measured by."""
+    return set(build.measured(task)) <= set(labels)
 
 
 def predictions(
@@ -170,18 +184,30 @@ def predictions(
     return jax.tree.map(lambda rows: rows[order], joined)
 
 
-def metrics(tasks: Mapping[str, Any], found: Mapping[str, Mapping]) -> dict[str, dict]:
-    """Each task's metrics by name; raises UserError for predictions that are not finite."""
+def metrics(
+    tasks: Mapping[str, Any], found: Mapping[str, Mapping], frames: bool = False
+) -> dict[str, dict]:
+    """Metrics by name of each task that any example has a label of.
+
+    UserError for predictions that are not finite. frames: whether some examples are frames of one
+    film. These hang together, so that an interval that takes each for itself is left out; `assess`
+    has those over films.
+    """
     for name in tasks:
         if not np.isfinite(found["predictions"][name]).all():
             raise UserError(
                 f"Predictions of the task {name} are not finite: the run has diverged. Lower "
                 "optim.lr or set optim.clip, in another --workdir."
             )
-    return {
-        name: task.metrics(found["predictions"][name], found["labels"])
-        for name, task in tasks.items()
-    }
+    measured: dict[str, dict] = {}
+    for name, task in tasks.items():
+        if not _is_told(task, found["labels"]):
+            continue
+        with contextlib.suppress(Unlabelled):
+            measured[name] = dict(task.metrics(found["predictions"][name], found["labels"]))
+            if frames:
+                measured[name].pop("accuracy_interval", None)
+    return measured
 
 
 def skills(errors: Mapping[str, np.ndarray]) -> dict[str, dict]:
@@ -225,8 +251,9 @@ def assess(
 
     A report holds what `about` and `of_split` tell; of each task, beside its metrics, `intervals`
     by headline and, of a task of two classes on frames of videos, `videos`: the metrics of the mean
-    and of the largest logit of each video; `unmatched` as `sources.Matched` has it. Raises
-    UserError for a run or a split that is not there, and for labels that do not fit.
+    and of the largest logit of each video; `unlabelled`, the tasks that no example has a label of;
+    `unmatched` as `sources.Matched` has it. Raises UserError for a run or a split that is not
+    there, and for labels that do not fit.
     """
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
@@ -244,7 +271,9 @@ def assess(
                 config.data.data_dir = data_dir
             pictures.draw(run, config, mesh, found)
     videos = videos_of(source, rows["labels"]["index"])
-    for name, task in run.program.tasks.items():
+    said["unlabelled"] = [name for name in run.program.tasks if name not in said]
+    measured = {name: task for name, task in run.program.tasks.items() if name in said}
+    for name, task in measured.items():
         predicted, labels = rows["predictions"][name], rows["labels"]
         said[name] = said[name] | {
             "intervals": _intervals(task, predicted, labels, said[name], videos, resamples)
@@ -296,6 +325,11 @@ def _file_name(said: Mapping[str, Any], identity: Mapping[str, Any], same: bool)
     other = "" if same else f"{identity['name']}-{identity['digest'][:8]}-"
     mirrored = "-mirrored" if said["mirrored"] else ""
     return f"{other}{said['split']}-{said['step']}{mirrored}.json"
+
+
+def has_frames(source: sources.Opened) -> bool:
+    """Whether a set tells which pictures are frames of one film."""
+    return any(label in source.labels for label in FRAMES_OF)
 
 
 def videos_of(source: sources.Opened, index: np.ndarray) -> np.ndarray | None:
@@ -373,6 +407,8 @@ def text(said: Mapping[str, Any]) -> str:
             lines.append(f"  {task} by video, {way} of the logits, {of['n']:,} videos: {shown}")
     for name, of in said.get("sets", {}).items():
         lines.append(f"  of {name}, {of['examples']:,} examples: {headlines(scalars(of))}")
+    for name in said["unlabelled"]:
+        lines.append(f"  {name}: no example has a label of it")
     for label, apart in said["unmatched"].items():
         for whose, told in (("data", "the run does not know"), ("run", "the data do not have")):
             if apart[whose]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from hmtl_jax import build, compiled, evaluate, files, infer, sharding
 from hmtl_jax.data import pipeline, sources
-from hmtl_jax.errors import UserError, lookup
+from hmtl_jax.errors import Unlabelled, UserError, lookup
 from hmtl_jax.metrics import fairness, names
 
 
@@ -34,7 +35,8 @@ def assess(
     """The fairness of a run on a split, as JSON of a few hundred lines.
 
     path: a workdir, or a checkpoint in one. by: class labels of the data. data, data_dir, split:
-    instead of the run's own test split. metric: such as "accuracy"; "": each task's first headline.
+    instead of the run's own test split. metric: such as "accuracy", of the tasks that have it; "":
+    each task's first headline. Tasks that no example with a group has a label of are left out.
 
     Returns `data`, `split`, `examples`, `by`, `left_out` (examples without a group), `over` (what
     the bootstrap draws: "examples", or "videos" where the set tells them apart), and under `tasks`,
@@ -52,18 +54,53 @@ def assess(
     videos = evaluate.videos_of(source, index)
     columns = {name: column[index] for name, column in columns.items()}
     known = np.all([column != "" for column in columns.values()], axis=0)
-    groupings = {name: {name: column} for name, column in columns.items()}
+    columns = {name: column[known] for name, column in columns.items()}
+    groupings = {name: fairness.crossed({name: column}) for name, column in columns.items()}
     if len(columns) > 1:
-        groupings[" × ".join(columns)] = columns
+        groupings[" × ".join(columns)] = fairness.crossed(columns)
+    rows = jax.tree.map(lambda of: of[known], found)
+    keys = _metrics(evaluate.metrics(run.program.tasks, rows), metric, by)
+    clusters = None if videos is None else videos[known]
     return {
         "run": str(run.run), "step": run.step, "data": source.name, "split": split,
         "examples": int(known.sum()), "left_out": int((~known).sum()), "by": list(by),
         "over": "examples" if videos is None else "videos",
         "tasks": {
-            name: _of_task(task, found, name, known, groupings, metric, resamples, videos)
-            for name, task in run.program.tasks.items()
+            name: {
+                "metric": key,
+                "columns": {
+                    grouping: _of_groups(
+                        run.program.tasks[name], key, rows["predictions"][name], rows["labels"],
+                        groups, resamples, clusters,
+                    )
+                    for grouping, groups in groupings.items()
+                },
+            }
+            for name, key in keys.items()
         },
     }  # fmt: skip
+
+
+def _metrics(measured: Mapping[str, Mapping], metric: str, by: Sequence[str]) -> dict[str, str]:
+    """Task → the metric that its groups are told by, of those that it has; UserError for none."""
+    if not measured:
+        raise UserError(
+            f"No example with {' and '.join(by)} has a label of the run's tasks; take another "
+            "label, or a set that has both."
+        )
+    has = {
+        task: [key for key, value in of.items() if isinstance(value, float)]
+        for task, of in measured.items()
+    }
+    keys = {task: metric or names.first_headline(known) for task, known in has.items()}
+    found = {task: key for task, key in keys.items() if key in has[task]}
+    if not found:
+        lacking = (
+            f"The task {task} has no metric {metric!r}; it has {', '.join(known)}."
+            for task, known in has.items()
+        )
+        raise UserError(" ".join(lacking))
+    return found
 
 
 def _columns(source: sources.Opened, by: Sequence[str]) -> dict[str, np.ndarray]:
@@ -80,34 +117,27 @@ def _columns(source: sources.Opened, by: Sequence[str]) -> dict[str, np.ndarray]
     return found
 
 
-def _of_task(
-    task: Any, found: Mapping[str, Mapping], name: str, known: np.ndarray,
-    groupings: Mapping[str, Mapping[str, np.ndarray]], metric: str, resamples: int,
-    videos: np.ndarray | None,
+def _of_groups(
+    task: Any, key: str, predicted: np.ndarray, labels: Mapping[str, np.ndarray],
+    groups: pd.Series, resamples: int, clusters: np.ndarray | None,
 ) -> dict[str, Any]:  # fmt: skip
-    predicted = found["predictions"][name][known]
-    labels = {key: rows[known] for key, rows in found["labels"].items()}
-    whole = task.metrics(predicted, labels)
-    numbers = [key for key, value in whole.items() if isinstance(value, float)]
-    key = metric or names.first_headline(numbers)
-    if key not in numbers:
-        raise UserError(f"The task {name} has no metric {key!r}; it has {', '.join(numbers)}.")
+    """What is told of a task's metric over groups, and of its decisions, if it makes some."""
 
     def measure(places: np.ndarray) -> float | None:
-        return task.metrics(predicted[places], {k: rows[places] for k, rows in labels.items()})[key]
+        try:
+            chosen = {label: rows[places] for label, rows in labels.items()}
+            return task.metrics(predicted[places], chosen)[key]
+        except Unlabelled:
+            return None
 
+    found = fairness.by_group(measure, groups, resamples, clusters=clusters)
     decided = _decisions(task, predicted, labels)
-    columns = {}
-    for grouping, parts in groupings.items():
-        groups = fairness.crossed({k: column[known] for k, column in parts.items()})
-        clusters = None if videos is None else videos[known]
-        columns[grouping] = fairness.by_group(measure, groups, resamples, clusters=clusters)
-        if decided is not None:
-            truth, yes, rows = decided
-            own = groups.loc[rows].reset_index(drop=True)
-            columns[grouping]["parity"] = fairness.parity(truth, yes, own)
-            columns[grouping]["deepfakes"] = fairness.of_deepfakes(truth, yes, own)
-    return {"metric": key, "columns": columns}
+    if decided is not None:
+        truth, yes, rows = decided
+        own = groups.loc[rows].reset_index(drop=True)
+        found["parity"] = fairness.parity(truth, yes, own)
+        found["deepfakes"] = fairness.of_deepfakes(truth, yes, own)
+    return found
 
 
 def _decisions(task: Any, predicted: np.ndarray, labels: Mapping[str, np.ndarray]) -> Any:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from hmtl_jax import compare, evaluate, figures
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import Unlabelled, UserError
 from hmtl_jax.metrics import writer
 from tests import runs
 
@@ -78,7 +78,7 @@ def test_frames_of_a_video_are_drawn_together(checkpoints, monkeypatch):
 class Ranked:
     def metrics(self, predicted, labels):
         if not labels["truth"].any():
-            raise UserError("No example has a label.")
+            raise Unlabelled("No example has a label.")
         auc = 1.0 if predicted.max() > 1 else None  # as where one class is drawn
         return {"accuracy": float(np.mean(predicted > 0)), "auc": auc, "confusion": [[1]]}
 

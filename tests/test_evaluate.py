@@ -65,12 +65,17 @@ def test_metrics_by_task_become_scalars_for_the_log():
     assert scalars["expression/accuracy"] == pytest.approx(2 / 3)
     assert "expression/n" not in scalars  # a count would flatten every curve
     assert not any("confusion" in name or "interval" in name for name in scalars)
+    # Frames of a film are no independent examples.
+    assert "accuracy_interval" in metrics["expression"]
+    frames = evaluate.metrics(tasks, found, frames=True)["expression"]
+    assert metrics["expression"].keys() - frames.keys() == {"accuracy_interval"}
 
 
 def test_a_report_on_the_screen_has_intervals_and_the_skill_of_every_target():
     said = {
         "data": {"name": "faces", "version": "1.0.0"}, "split": "test", "examples": 40, "step": 7,
         "weights": "as trained", "mirrored": False, "unmatched": {}, "skipped_images": 0,
+        "unlabelled": ["pose"],
         "expression": {"accuracy": 0.5, "intervals": {"accuracy": [0.25, 0.75]}},
         **evaluate.skills(
             {"mae/rgb": np.array([[1.0, 4.0]]), "mae/lbp_bits_4": np.array([[4.0, 4.0]])}
@@ -82,6 +87,7 @@ def test_a_report_on_the_screen_has_intervals_and_the_skill_of_every_target():
         ["mae/rgb/skill", "75.00", "%"],
         ["mae/lbp_bits_4/skill", "0.00", "%"],
         ["puzzle/skill", "12.50", "%"],
+        ["pose:", "no", "example", "has", "a", "label", "of", "it"],
     ]
 
 

@@ -1,19 +1,17 @@
 """After training: a run opened by a link, and another set's figures."""
 
 import csv
+import shutil
 
 import jax
 import pyarrow.parquet
 import pytest
 
-from hmtl_jax import (
-    evaluate,
-    prepare,
-    sharding,
-    trained,
-)
+from hmtl_jax import evaluate, fairness, prepare, recipe, sharding, trained
 from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
+from tests import runs
+from tests.data.prepared import picture
 
 
 def test_a_link_names_a_checkpoint_as_its_own_path_does(finished, tmp_path):
@@ -68,6 +66,44 @@ def test_another_sets_classes_are_matched_by_name(finished, tiny_data, tmp_path)
         assert row["expression"] == (None if name == "anger" else name)
         assert row["predicted/expression"] == classes[predicted.argmax()]
         assert row[f"predicted/expression/{name}"] == pytest.approx(predicted[label], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_sets_with_other_labels_train_as_one_and_are_measured_by_their_own(
+    tiny_data, compile_cache, tmp_path
+):
+    """Expressions of one set, hats of another: each is a missing label in the other one."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    rows = ["path,hat,side,split"]
+    for index, split in enumerate(("train", "validation", "test") * 8):
+        picture(tmp_path / f"{index}.png", index)
+        rows.append(f"{index}.png,{('yes', 'no')[index % 2]},{'ab'[index // 12]},{split}")
+    (tmp_path / "hats.csv").write_text("\n".join(rows))
+    prepare.prepare("table", tmp_path / "hats.csv", data, name="hats", progress=False)
+    config = runs.config(data, supervised=True, steps=8, epochs=0.0, data__name="synthetic,hats")
+    with config.unlocked():
+        config.tasks.hat = recipe.task("classification", label="hat")
+        config.tasks.va = recipe.task("regression", labels=("valence", "arousal"))
+    runs.run(config, tmp_path / "run")
+
+    whole, _ = evaluate.assess(tmp_path / "run", data_dir=str(data), resamples=0)
+    sets = whole["sets"]
+    assert set(sets["hats"]) == {"examples", "hat"}
+    assert sets["hats"]["hat"]["confusion"] == whole["hat"]["confusion"]
+    assert {"expression", "va"} <= set(sets["synthetic"]) and "hat" not in sets["synthetic"]
+
+    # One of the sets alone has figures of its own tasks, and says which others it has none of.
+    alone, _ = evaluate.assess(tmp_path / "run", data="hats", data_dir=str(data), resamples=0)
+    assert alone["hat"]["accuracy"] == whole["hat"]["accuracy"]
+    assert alone["unlabelled"] == ["expression", "va"] and "expression" not in alone
+    assert "  va: no example has a label of it" in evaluate.text(alone)
+
+    groups = fairness.assess(tmp_path / "run", ["side"], data_dir=str(data), resamples=5)
+    assert list(groups["tasks"]) == ["hat"] and groups["left_out"] == runs.SIZES["test"]
+    asked = fairness.assess(tmp_path / "run", ["gender"], metric="mae", resamples=5)
+    assert list(asked["tasks"]) == ["va"]
+    with pytest.raises(UserError, match=r"expression has no metric 'auc'.* va has no metric"):
+        fairness.assess(tmp_path / "run", ["gender"], metric="auc", resamples=5)
 
 
 def test_a_set_without_a_common_class_is_refused(finished, tiny_data, tmp_path):

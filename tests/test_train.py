@@ -294,7 +294,7 @@ def test_several_sets_are_evaluated_as_one_and_each_by_itself(
 def test_an_evaluation_that_fails_does_not_cost_the_state(
     tiny_data, compile_cache, tmp_path, monkeypatch
 ):
-    def fails(tasks, found):
+    def fails(*_):
         raise UserError("no")
 
     with monkeypatch.context() as patch:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hmtl_jax.errors import UserError
+from hmtl_jax.errors import Unlabelled
 
 
 def draws(
@@ -18,7 +18,7 @@ def draws(
 ) -> np.ndarray:
     """The metrics of examples drawn again and again: float64 [resamples, wanted].
 
-    NaN where `measure` says None, or a UserError: as a draw may lack a class, or labels at all.
+    NaN where `measure` says None, or raises Unlabelled: a draw may lack a class, or labels at all.
 
     Args:
       measure: the metrics of the examples of these row numbers int [n], in which a row may stand
@@ -35,7 +35,7 @@ def draws(
     for values_of in found:
         try:
             values = measure(drawn(rng, count, members))
-        except UserError:  # a draw without a single label
+        except Unlabelled:
             continue
         values_of[:] = [values.get(name) for name in wanted]
     return found

@@ -123,7 +123,7 @@ def _checked(probabilities, labels, class_names):
         )
     probabilities, labels = probabilities[labels >= 0], labels[labels >= 0]
     if not len(labels):
-        raise errors.UserError("No example has a label, so there is nothing to measure.")
+        raise errors.Unlabelled("No example has a label, so there is nothing to measure.")
     # A negated comparison, so that NaN is refused as well.
     if not np.all(np.abs(probabilities.sum(axis=1) - 1) < 1e-2) or probabilities.min() < 0:
         raise errors.UserError(

@@ -88,25 +88,29 @@ def parity(truth: np.ndarray, decided: np.ndarray, groups: pd.Series) -> dict[st
     rate. 0 is equal. None where a rate is of no example in some group.
     """
     known = {"y_true": truth, "y_pred": decided, "sensitive_features": groups}
-    both = groups.groupby(groups).indices.values()
-    defined = all(0 < truth[rows].mean() < 1 for rows in both)
+    odds = (fairlearn.equal_opportunity_difference, fairlearn.equalized_odds_difference)
+    opportunity, both = (_json(of(**known)) if _has_both(truth, groups) else None for of in odds)
     return {
         "demographic_parity_difference": _json(fairlearn.demographic_parity_difference(**known)),
-        "equal_opportunity_difference": _json(fairlearn.equal_opportunity_difference(**known))
-        if defined
-        else None,
-        "equalized_odds_difference": _json(fairlearn.equalized_odds_difference(**known))
-        if defined
-        else None,
+        "equal_opportunity_difference": opportunity,
+        "equalized_odds_difference": both,
     }
 
 
-def of_deepfakes(truth: np.ndarray, decided: np.ndarray, groups: pd.Series) -> dict[str, float]:
+def _has_both(truth: np.ndarray, groups: pd.Series) -> bool:
+    """Whether each group has examples of 0 and of 1, so that its rates are defined."""
+    return all(0 < truth[rows].mean() < 1 for rows in groups.groupby(groups).indices.values())
+
+
+def of_deepfakes(
+    truth: np.ndarray, decided: np.ndarray, groups: pd.Series
+) -> dict[str, float | None]:
     """The four figures of the deepfake field, of real (0) and fake (1) at a threshold of 0.5.
 
     F_EO = Σ_g |FPR_g - FPR| + |TPR_g - TPR|; F_MEO = the largest of max_g - min_g over FPR, FNR,
     TNR, TPR; F_DP = the larger of the gaps of the rates of predicted fakes and of predicted reals;
     F_OAE = max_g - min_g of the accuracy (Ju 2024, arXiv 2306.16635, and those it compares with).
+    F_EO and F_MEO are None where some group is all real or all fake.
     """
     frame: Any = fairlearn.MetricFrame(
         metrics={
@@ -118,9 +122,10 @@ def of_deepfakes(truth: np.ndarray, decided: np.ndarray, groups: pd.Series) -> d
     )  # fmt: skip
     gaps = frame.by_group.max() - frame.by_group.min()
     off = (frame.by_group[["fpr", "tpr"]] - frame.overall[["fpr", "tpr"]]).abs()
+    defined = _has_both(truth, groups)
     return {
-        "F_EO": float(off.sum().sum()),
-        "F_MEO": float(gaps[["fpr", "fnr", "tnr", "tpr"]].max()),
+        "F_EO": float(off.sum().sum()) if defined else None,
+        "F_MEO": float(gaps[["fpr", "fnr", "tnr", "tpr"]].max()) if defined else None,
         # The rate of predicted reals is 1 less the other: its gap is the same.
         "F_DP": float(gaps["yes"]),
         "F_OAE": float(gaps["accuracy"]),

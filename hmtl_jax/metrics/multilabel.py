@@ -37,7 +37,7 @@ def multilabel_metrics(
             f"{list(probabilities.shape)} and {list(labels.shape)}."
         )
     if not np.any(labels >= 0):
-        raise errors.UserError("No example has a label, so there is nothing to measure.")
+        raise errors.Unlabelled("No example has a label, so there is nothing to measure.")
     each = {
         name: binary_metrics(probabilities[:, column], labels[:, column])
         for column, name in enumerate(names)

@@ -35,7 +35,7 @@ def pose_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     known = np.isfinite(labels).all(axis=1)
     predictions, labels = predictions[known], labels[known]
     if not len(labels):
-        raise errors.UserError("No example has a label, so there is nothing to measure.")
+        raise errors.Unlabelled("No example has a label, so there is nothing to measure.")
     if not np.isfinite(predictions).all():
         raise errors.UserError("Some predictions are not finite, so there is nothing to measure.")
     apart = np.abs(predictions - labels) % 360

@@ -76,7 +76,7 @@ def _checked(probabilities, labels):
         )
     probabilities, labels = probabilities[labels >= 0], labels[labels >= 0].astype(int)
     if not len(labels):
-        raise errors.UserError("No example has a label, so there is nothing to measure.")
+        raise errors.Unlabelled("No example has a label, so there is nothing to measure.")
     if not np.all((probabilities >= 0) & (probabilities <= 1)):  # NaN is refused as well
         raise errors.UserError(
             "Probabilities must be from 0 to 1; pass sigmoid of the logits (NaN here means that "

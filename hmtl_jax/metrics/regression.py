@@ -42,7 +42,7 @@ def regression_metrics(
         )
     known = np.isfinite(labels)
     if not known.any():
-        raise errors.UserError("No example has a label, so there is nothing to measure.")
+        raise errors.Unlabelled("No example has a label, so there is nothing to measure.")
     if not np.isfinite(predictions[known]).all():
         raise errors.UserError("Some predictions are not finite, so there is nothing to measure.")
     each = {

@@ -102,6 +102,15 @@ def test_the_deepfake_figures_are_those_by_hand():
     }
 
 
+def test_rates_of_a_group_of_one_kind_are_none():
+    truth, decided, groups = drawn()
+    truth[groups == "y"] = 0
+    found = fairness.of_deepfakes(truth, decided, groups)
+    assert found["F_EO"] is None and found["F_MEO"] is None
+    assert found["F_DP"] > 0 and found["F_OAE"] > 0
+    assert fairness.parity(truth, decided, groups)["equalized_odds_difference"] is None
+
+
 def test_groups_cross_by_their_names():
     crossed = fairness.crossed({"race": ["Black", "White"], "gender": ["female", "male"]})
     assert crossed.tolist() == ["Black × female", "White × male"]
