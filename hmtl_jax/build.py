@@ -77,9 +77,8 @@ def drawn(config: ConfigDict, source: Any) -> dict[str, int]:
     label = recipe.stratified_by(config)
     rows = pipeline.choose(source, config.data.subset, config.data.labelled, label)
     classes = pipeline.column(source, label)[rows.numbers[rows.labelled]]
-    names = list(source.class_names(label) or ())
     wanted = order.quotas(classes, config.data.sampling)
-    called = dict(enumerate(names))
+    called = dict(enumerate(source.class_names(label) or ())) | {-1: "of no class"}
     pairs = zip(np.unique(classes).tolist(), wanted.tolist(), strict=True)
     return {called.get(value, str(value)): count for value, count in pairs}
 

@@ -266,7 +266,7 @@ def describe(
         f"{labelled if batches.num_labelled < batches.num_examples else ''}, {steps:,} steps of "
         f"{config.batch_size}"
     )
-    if config.data.sampling != 1:
+    if config.data.sampling != 1 and not config.data.weights:  # with which each set has its own
         drawn = build.drawn(config, source)
         say("an epoch draws " + ", ".join(f"{n:,} {name}" for name, n in drawn.items()))
     say(

@@ -516,6 +516,9 @@ def test_what_an_epoch_draws_is_told_by_the_names_of_the_classes():
     names = source.class_names("expression")[:3]
     config.data.sampling = 0.0
     assert build.drawn(config, source) == dict(zip(names, (4, 4, 4), strict=True))
+    source = tiny.Source((0,) * 8 + (1,) * 3 + (2,) * 1 + (-1,) * 5)
+    expected = {"of no class": 5} | dict(zip(names, (4, 4, 4), strict=True))
+    assert build.drawn(config, source) == expected
 
 
 @pytest.mark.parametrize(
