@@ -62,6 +62,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> None:
     encoders, labels = probed(config)
     data = encoders[0].config.data
     source = {part: sources.open_split(data.data_dir, data.name, data[part]) for part in SPLITS}
+    if not config.probe.label:  # of the runs' own labels those that the data have
+        labels = [label for label in labels if label in source["train"].labels] or labels
     check_labels(labels, source["train"])
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, 1, mesh)

@@ -7,6 +7,7 @@ import jax
 import pyarrow.parquet
 import pytest
 
+from configs import linear_probe
 from hmtl_jax import evaluate, fairness, prepare, recipe, sharding, trained
 from hmtl_jax.data import records
 from hmtl_jax.errors import UserError
@@ -97,6 +98,12 @@ def test_sets_with_other_labels_train_as_one_and_are_measured_by_their_own(
     assert alone["hat"]["accuracy"] == whole["hat"]["accuracy"]
     assert alone["unlabelled"] == ["expression", "va"] and "expression" not in alone
     assert "  va: no example has a label of it" in evaluate.text(alone)
+
+    probe = linear_probe.get_config()
+    probe.init_from, probe.data.name = str(tmp_path / "run"), "hats"
+    probe.data.data_dir, probe.batch_size = str(data), 16
+    runs.run(probe.lock(), tmp_path / "probe")
+    assert [file.name for file in (tmp_path / "probe").glob("*.json")] == ["probe-hat.json"]
 
     groups = fairness.assess(tmp_path / "run", ["side"], data_dir=str(data), resamples=5)
     assert list(groups["tasks"]) == ["hat"] and groups["left_out"] == runs.SIZES["test"]
