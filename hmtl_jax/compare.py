@@ -84,8 +84,8 @@ def compare(
 
     methods: name → workdirs, or checkpoints in them; the first one is the baseline. data_dir: where
     the data lie, if no longer where the first run read them. metrics: TASK/METRIC of each that is
-    wanted; none: of each task that all share, the metric by which the first run chose its
-    checkpoint, or the task's first headline.
+    wanted; none: of each task that all share and some example has a label of, the metric by which
+    the first run chose its checkpoint, or the task's first headline.
 
     Returns `data`, `split`, `examples`, `methods` (names), `runs` (their number, by method), and
     under `metrics` TASK/METRIC → {`values`: of each method, one a run, `means`, `deviations` (None
@@ -102,9 +102,16 @@ def compare(
     index = found[0]["labels"]["index"]
     videos = evaluate.videos_of(source, index)
     sizes = [len(paths) for paths in methods.values()]
+    measured = evaluate.metrics({task: runs[0].program.tasks[task] for task in wanted}, found[0])
+    unlabelled = wanted.keys() - measured.keys()
+    if unlabelled and (metrics or not measured):
+        raise UserError(
+            f"No example of {source.name} {source.split} has a label of "
+            f"{', '.join(sorted(unlabelled))}."
+        )
     compared = {}
-    for task, keys in wanted.items():
-        tasks = [run.program.tasks[task] for run in runs]
+    for task in measured:
+        keys, tasks = wanted[task], [run.program.tasks[task] for run in runs]
         compared.update(_of_task(task, tasks, found, resamples, sizes, keys, videos))
     return {
         "data": source.name,

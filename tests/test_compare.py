@@ -11,6 +11,7 @@ from scipy import stats
 from hmtl_jax import compare, evaluate, figures
 from hmtl_jax.errors import Unlabelled, UserError
 from hmtl_jax.metrics import writer
+from hmtl_jax.tasks.binary import Binary
 from tests import runs
 
 
@@ -94,6 +95,26 @@ def test_metrics_that_are_asked_for_are_measured_on_the_same_draws():
     found = [{"predictions": {"a": np.arange(40) % 2}, "labels": labels}] * 2
     with pytest.raises(UserError, match=r"does not define a/auc, .* by --metrics, of accuracy"):
         compare._of_task("a", [Ranked()] * 2, found, 100, (1, 1), ["auc"])
+
+
+def test_a_task_that_the_test_has_no_label_of_is_left_out(monkeypatch):
+    predicted = {"hat": np.array([0.9, 0.2, 0.6]), "mask": np.array([0.9, 0.2, 0.6])}
+    labels = {"hat": np.array([1, 0, 0]), "mask": np.array([-1, -1, -1]), "index": np.arange(3)}
+    config = ConfigDict({"checkpoint": {"best": ""}, "data": {"test": "test"}})
+    made = SimpleNamespace(tasks={"hat": Binary("hat"), "mask": Binary("mask")})
+    run = SimpleNamespace(run="r", config=config, program=made)
+    source = SimpleNamespace(name="faces", split="test", labels=("hat", "mask"))
+    monkeypatch.setattr(compare.trained, "load", lambda path, mesh: run)
+    monkeypatch.setattr(compare, "_source", lambda *_: source)
+    found = {"predictions": predicted, "labels": labels}
+    monkeypatch.setattr(compare, "_predictions", lambda *_: found)
+    methods = {"a": [pathlib.Path("a")], "b": [pathlib.Path("b")]}
+    assert list(compare.compare(methods, resamples=5)["metrics"]) == ["hat/accuracy"]
+    with pytest.raises(UserError, match=r"No example of faces test has a label of mask\."):
+        compare.compare(methods, metrics=["mask/nll"])
+    labels["hat"][:] = -1
+    with pytest.raises(UserError, match=r"has a label of hat, mask\."):
+        compare.compare(methods)
 
 
 def test_what_chose_the_checkpoint_is_compared_where_nothing_is_asked_for():
