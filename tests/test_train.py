@@ -377,9 +377,7 @@ def test_the_best_by_validation_is_kept_and_reported(
 ):
     """With made-up scores, whose best is neither the first nor the last."""
     scores = iter([0.2, 0.9, 0.5, 0.0])
-    monkeypatch.setattr(
-        evaluate, "metrics", lambda tasks, found: {"expression": {"accuracy": next(scores)}}
-    )
+    monkeypatch.setattr(evaluate, "metrics", lambda *_: {"expression": {"accuracy": next(scores)}})
     cfg = runs.config(tiny_data, checkpoint__keep=1)
     printed = runs.run(cfg, tmp_path / "run")
     assert runs.steps(tmp_path / "run") == [12, 18]
