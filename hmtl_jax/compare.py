@@ -105,10 +105,7 @@ def compare(
     measured = evaluate.metrics({task: runs[0].program.tasks[task] for task in wanted}, found[0])
     unlabelled = wanted.keys() - measured.keys()
     if unlabelled and (metrics or not measured):
-        raise UserError(
-            f"No example of {source.name} {source.split} has a label of "
-            f"{', '.join(sorted(unlabelled))}."
-        )
+        raise evaluate.no_label(source, sorted(unlabelled))
     compared = {}
     for task in measured:
         keys, tasks = wanted[task], [run.program.tasks[task] for run in runs]

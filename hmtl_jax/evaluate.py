@@ -94,9 +94,7 @@ def of_split(
     counted = {"examples": examples, "skipped_images": len(source) - examples}
     measured = metrics(program.tasks, found, has_frames(source))
     if program.tasks and not measured:
-        raise UserError(
-            f"No example of {source.name} {source.split} has a label of {', '.join(program.tasks)}."
-        )
+        raise no_label(source, program.tasks)
     return counted | measured | skills(found["errors"]) | _of_sets(program, source, found), found
 
 
@@ -106,9 +104,7 @@ def _of_sets(program: Program, source: sources.Opened, found: Mapping[str, Mappi
 
     def of(rows: slice) -> dict[str, Any]:
         own = (index >= rows.start) & (index < rows.stop)
-        part = {
-            key: jax.tree.map(lambda of: of[own], found[key]) for key in ("predictions", "labels")
-        }
+        part = jax.tree.map(lambda of: of[own], found)
         return {"examples": int(own.sum())} | metrics(program.tasks, part, has_frames(source))
 
     return {"sets": {name: of(rows) for name, rows in parts.items()}} if parts else {}
@@ -208,6 +204,12 @@ def metrics(
             if frames:
                 measured[name].pop("accuracy_interval", None)
     return measured
+
+
+def no_label(source: sources.Opened, tasks: Iterable[str]) -> Unlabelled:
+    """What is said where a split has no label of tasks."""
+    of = f"{source.name} {source.split}"
+    return Unlabelled(f"No example of {of} has a label of {', '.join(tasks)}.")
 
 
 def skills(errors: Mapping[str, np.ndarray]) -> dict[str, dict]:
