@@ -123,14 +123,17 @@ def _of_groups(
 ) -> dict[str, Any]:  # fmt: skip
     """What is told of a task's metric over groups, and of its decisions, if it makes some."""
 
-    def measure(places: np.ndarray) -> float | None:
+    def metrics(places: np.ndarray) -> dict:
         try:
             chosen = {label: rows[places] for label, rows in labels.items()}
-            return task.metrics(predicted[places], chosen)[key]
+            return task.metrics(predicted[places], chosen)
         except Unlabelled:
-            return None
+            return {"n": 0, key: None}
 
-    found = fairness.by_group(measure, groups, resamples, clusters=clusters)
+    found = fairness.by_group(
+        lambda places: metrics(places)[key], groups, resamples, clusters=clusters,
+        counted=lambda places: metrics(places)["n"],
+    )  # fmt: skip
     decided = _decisions(task, predicted, labels)
     if decided is not None:
         truth, yes, rows = decided

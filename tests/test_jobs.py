@@ -75,10 +75,11 @@ def test_sets_with_other_labels_train_as_one_and_are_measured_by_their_own(
 ):
     """Expressions of one set, hats of another: each is a missing label in the other one."""
     data = shutil.copytree(tiny_data, tmp_path / "data")
-    rows = ["path,hat,side,split"]
+    rows = ["path,hat,side,gender,split"]
     for index, split in enumerate(("train", "validation", "test") * 8):
         picture(tmp_path / f"{index}.png", index)
-        rows.append(f"{index}.png,{('yes', 'no')[index % 2]},{'ab'[index // 12]},{split}")
+        whose = f"{'ab'[index // 12]},{('female', 'male')[index // 12]}"
+        rows.append(f"{index}.png,{('yes', 'no')[index % 2]},{whose},{split}")
     (tmp_path / "hats.csv").write_text("\n".join(rows))
     prepare.prepare("table", tmp_path / "hats.csv", data, name="hats", progress=False)
     config = runs.config(data, supervised=True, steps=8, epochs=0.0, data__name="synthetic,hats")
@@ -107,6 +108,13 @@ def test_sets_with_other_labels_train_as_one_and_are_measured_by_their_own(
 
     groups = fairness.assess(tmp_path / "run", ["side"], data_dir=str(data), resamples=5)
     assert list(groups["tasks"]) == ["hat"] and groups["left_out"] == runs.SIZES["test"]
+    groups = fairness.assess(tmp_path / "run", ["gender"], resamples=5)
+    assert groups["left_out"] == 0
+    counted = {
+        name: sum(row["examples"] for row in task["columns"]["gender"]["groups"].values())
+        for name, task in groups["tasks"].items()
+    }  # of those with a label of the task
+    assert counted == {"expression": runs.SIZES["test"], "va": runs.SIZES["test"], "hat": 8}
     asked = fairness.assess(tmp_path / "run", ["gender"], metric="mae", resamples=5)
     assert list(asked["tasks"]) == ["va"]
     with pytest.raises(UserError, match=r"expression has no metric 'auc'.* va has no metric"):

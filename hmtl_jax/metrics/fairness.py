@@ -26,6 +26,7 @@ def by_group(
     resamples: int,
     seed: int = 0,
     clusters: np.ndarray | None = None,
+    counted: Callable[[np.ndarray], int] = len,
 ) -> dict[str, Any]:
     """A metric over each group, and what lies between them.
 
@@ -35,6 +36,7 @@ def by_group(
       resamples: of the bootstrap; 0 for no interval.
       seed: of the bootstrap.
       clusters: int [n]; examples of a cluster, such as the frames of a video, are drawn together.
+      counted: the number of examples at places [m] of which the metric tells.
 
     Returns `groups`: NAME → {`examples`, `value`, `interval`, `small`}, and `overall`, `worst`,
     `best` (names), `gap` (largest less smallest) with `gap_interval`, `ratio` (smallest by
@@ -58,12 +60,13 @@ def by_group(
 
     drawn = np.array([[once(name) for name in values.index] for _ in range(resamples)])
     drawn = drawn.reshape(resamples, len(values))
+    examples = {name: counted(rows) for name, rows in members.items()}
     found = {
         str(name): {
-            "examples": len(members[name]),
+            "examples": examples[name],
             "value": _json(value),
             "interval": _interval(drawn[:, at]),
-            "small": len(members[name]) < SMALL,
+            "small": examples[name] < SMALL,
         }
         for at, (name, value) in enumerate(values.items())
     }
