@@ -161,7 +161,12 @@ def _shape(config: ConfigDict) -> dict[str, Any]:
 
 def check_labels(labels: Sequence[str], source: Any) -> None:
     """Raises UserError unless each label is in the data set and can be probed, and there is one."""
-    if not labels or set(labels) - set(source.labels):
+    if not labels:
+        raise errors.UserError(
+            "probe.label is empty, and no run of init_from has a task whose label to take; name "
+            f"one of {', '.join(sorted(source.labels))}."
+        )
+    if set(labels) - set(source.labels):
         raise errors.UserError(
             f"probe.label {', '.join(labels)!r} is not in the data set; it has "
             f"{', '.join(sorted(source.labels))}."

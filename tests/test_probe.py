@@ -59,7 +59,10 @@ def test_a_pretrained_encoder_is_probed_on_the_splits_that_pretraining_left_out(
         recipe.pretrain_only(config)
         config.weighting.name, config.optim.warmup_epochs = "fixed", 0.0
     runs.run(config, tmp_path / "run")
-    changes = {"init_from": str(tmp_path / "run"), "probe.label": "expression"}
+    changes = {"init_from": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=r"probe.label is empty.* name one of age, arousal"):
+        runs.run(probe_of(**changes), tmp_path / "probe")
+    changes["probe.label"] = "expression"
     runs.run(probe_of(**changes), tmp_path / "probe")
     found = json.loads((tmp_path / "probe" / "probe-expression.json").read_text())
     assert found["encoders"]["run"]["linear"]["n"] == runs.SIZES["test"]
