@@ -38,8 +38,8 @@ def by_group(
       clusters: int [n]; examples of a cluster, such as the frames of a video, are drawn together.
       counted: the number of examples at places [m] of which the metric tells.
 
-    Returns `groups`: NAME → {`examples`, `value`, `interval`, `small`}, and `overall`, `worst`,
-    `best` (names), `gap` (largest less smallest) with `gap_interval`, `ratio` (smallest by
+    Returns `groups`: NAME → {`examples`, `value`, `interval`, `small`}, and `overall`, `lowest`,
+    `highest` (names), `gap` (largest less smallest) with `gap_interval`, `ratio` (smallest by
     largest), `deviation` (over groups, each once).
     """
     places = np.arange(len(groups))
