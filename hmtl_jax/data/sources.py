@@ -3,8 +3,9 @@
     --config.data.name=affectnet,ferplus,rafdb
 
 Labels of the same name are one label. Classes, and the entries of vectors, are matched by their
-names; those of the first set come first. What a set lacks is missing in its rows: -1, NaN, and for
-shares of votes (LABEL_soft) the class itself, with a share of 1.
+names, upper and lower case alike; those of the first set come first, as it spells them. What a set
+lacks is missing in its rows: -1, NaN, and for shares of votes (LABEL_soft) the class itself, with a
+share of 1.
 """
 
 import hashlib
@@ -181,11 +182,8 @@ class _Label:
                 f"{', '.join(one.name for one in having)}, and no names to match its entries by."
             )
         self.shape = shape
-        places = {name: place for place, name in enumerate(self.names)}
         self._places = [
-            np.array([places[name] for name in source.class_names(label) or ()], np.int64)
-            if label in source.labels
-            else None
+            self._placed(source.class_names(label) or ()) if label in source.labels else None
             for source in sources
         ]
 
@@ -204,6 +202,10 @@ class _Label:
             found = np.zeros(self.shape, self.dtype)
         found[places] = value
         return found
+
+    def _placed(self, names: Sequence[str]) -> np.ndarray:
+        places = {name.casefold(): place for place, name in enumerate(self.names)}
+        return np.array([places[name.casefold()] for name in names], np.int64)
 
     def _missing(self) -> Any:
         gone = np.full(self.shape, -1 if self.dtype is np.int32 else np.nan, self.dtype)
@@ -240,7 +242,10 @@ def _union(named: Sequence[Sequence[str] | None], label: str) -> tuple[str, ...]
             f"Label {label!r} has names in some sets and none in others; prepare one of them under "
             "another label."
         )
-    return tuple(dict.fromkeys(name for names in named for name in names or ()))
+    met: dict[str, str] = {}
+    for name in (name for names in named for name in names or ()):
+        met.setdefault(name.casefold(), name)
+    return tuple(met.values())
 
 
 Opened = records.Source | Mixture | Matched

@@ -11,7 +11,7 @@ from hmtl_jax.data.labels import Label
 from tests.data.test_records import examples
 
 FIRST = ("neutral", "happiness", "anger")
-SECOND = ("anger", "neutral", "fear")
+SECOND = ("Anger", "neutral", "fear")  # upper and lower case are one
 
 
 def write(data_dir, name, labels, rows):
@@ -63,7 +63,7 @@ def test_classes_are_matched_by_their_names(data_dir):
     ]
     assert joined[13]["key"] == "second/second1" and joined[3]["key"] == "first/first3"
     other = sources.open_split(data_dir, "second,first", "train")
-    assert other.class_names("expression") == ("anger", "neutral", "fear", "happiness")
+    assert other.class_names("expression") == ("Anger", "neutral", "fear", "happiness")
     with pytest.raises(IndexError):
         joined[20]
 
