@@ -9,8 +9,8 @@ Paper: HMTL, arXiv 2105.06421; the data set is Karkkainen 2021. Encoder, size an
 
 Expected (ours, `:cpu`, three seeds): test race 44.5 ± 0.5 % with the puzzle and 39.8 ± 0.1
 supervised, age group 38.5 ± 0.7 and 35.3 ± 1.0, gender 77.0 ± 0.6 and 74.5 ± 0.4; `python -m
-experiments.tables fairface_10_cpu`. Who is served worst: `python -m hmtl_jax.fairness runs/few --by race,gender`. There the heads read the puzzle's
-places, which is ours.
+experiments.tables fairface_10_cpu`. Who is served worst: `python -m hmtl_jax.fairness runs/few --by
+race,gender`. There the heads read the puzzle's places, which is ours.
 
 `supervised` sees the faces with labels alone, for as many steps of as many of them: the others have
 as many faces without labels beside them in each batch. `pretrain` solves the puzzle alone;
