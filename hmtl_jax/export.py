@@ -167,6 +167,7 @@ def _write_programs(
 
 
 def _predict(program: Program, variables: Mapping[str, Any]) -> Callable[[jax.Array], dict]:
+    variables = jax.tree.map(jnp.asarray, variables)  # NumPy's do not take a traced index
     return lambda images: infer.eval_step(program, variables, {"image": images})["predictions"]
 
 

@@ -151,6 +151,7 @@ def test_scanned_blocks_and_a_fused_view_are_written_plainly(tiny_data, compile_
     """A loop over layers, and what is drawn: jax2onnx knows neither."""
     pytest.importorskip("jax2onnx", reason="requirements-onnx.txt is not installed")
     looped = {"model__scan": True, "model__remat": True, "model__fusion": "cross_attention"}
+    looped["model__positions"] = "learned"  # of which the fused view takes those that it keeps
     config = runs.config(tiny_data, steps=8, epochs=0.0, **looped)
     runs.run(config, tmp_path / "run")
     with jax.numpy_dtype_promotion("standard"):
