@@ -135,8 +135,7 @@ class Matched:
 
     def _match(self, label: str, names: tuple[str, ...]) -> None:
         own = self._source.class_names(label) or ()
-        places = {name.casefold(): place for place, name in enumerate(names)}
-        found = np.array([places.get(name.casefold(), -1) for name in own], np.int64)
+        found = _places(own, names)
         if not (found >= 0).any():
             raise errors.UserError(
                 f"None of the names of {label!r} in {self.name} ({', '.join(own) or 'it has none'})"
@@ -183,7 +182,7 @@ class _Label:
             )
         self.shape = shape
         self._places = [
-            self._placed(source.class_names(label) or ()) if label in source.labels else None
+            _places(source.class_names(label) or (), self.names) if label in source.labels else None
             for source in sources
         ]
 
@@ -202,10 +201,6 @@ class _Label:
             found = np.zeros(self.shape, self.dtype)
         found[places] = value
         return found
-
-    def _placed(self, names: Sequence[str]) -> np.ndarray:
-        places = {name.casefold(): place for place, name in enumerate(self.names)}
-        return np.array([places[name.casefold()] for name in names], np.int64)
 
     def _missing(self) -> Any:
         gone = np.full(self.shape, -1 if self.dtype is np.int32 else np.nan, self.dtype)
@@ -233,6 +228,12 @@ def _joined(label: str, sources: Sequence[records.Source]) -> _Label:
     hard = label.removesuffix(SOFT)
     soft = label != hard and any(hard in source.labels for source in sources)
     return (_Soft if soft else _Label)(label, sources)
+
+
+def _places(own: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Where each of a set's own names stands among these, int64; -1 where it is not one of them."""
+    places = {name.casefold(): place for place, name in enumerate(names)}
+    return np.array([places.get(name.casefold(), -1) for name in own], np.int64)
 
 
 def _union(named: Sequence[Sequence[str] | None], label: str) -> tuple[str, ...]:
